@@ -1,0 +1,60 @@
+# Coral-Reef. `make help` lists what there is to do.
+
+SHELL := /bin/bash
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?=
+STATE ?= .state
+export PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench test-long lock model clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PORT= and STATE= change where 'make run' listens (8080) and keeps everything (.state)"
+
+run:  ## start the appliance on this machine (Ctrl-C stops it)
+	@./scripts/install run
+	@exec $(BIN)/coral-reef run --state "$(STATE)"
+
+test:  ## pass every test
+	@./scripts/install test
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest -m system
+
+check:  ## the fast loop: format, lint, types, import order, unit tests
+	@./scripts/install check
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -m "not system"
+
+format:  ## put the code into shape
+	@./scripts/install check
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench:  ## measure; prints our figure, the limit's and the ratio
+	@./scripts/install check
+	@$(BIN)/python -m tests.bench
+
+test-long:  ## the long versions of the tests
+	@./scripts/install test
+	@$(BIN)/python -m pytest -m system --long
+
+lock:  ## choose the newest Python packages that pyproject.toml allows, with their hashes
+	@./scripts/install check
+	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+	    --no-emit-find-links --no-header --extra dev --output-file requirements.lock pyproject.toml
+	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+	    --no-emit-find-links --no-header --output-file requirements-training.lock requirements-training.in
+
+model:  ## train the chat model anew (2 cores, under 90 minutes; goes on where it was stopped)
+	@./scripts/install training
+	@./scripts/make-chat-model
+
+clean:  ## remove what was installed here; leaves the state alone
+	rm -rf $(VENV) .venv-training .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

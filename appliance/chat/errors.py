@@ -1,0 +1,57 @@
+"""Errors of the chat. `code` is what programs read, `status` the HTTP status that fits.
+
+ChatError
+├── UnknownPersona      404
+├── UnknownSession      404
+├── BadMessage          400     empty, or longer than the owner allows
+├── Unavailable         503     no worker is there, or the queue is full; `code` says which
+└── GenerationFailed    502     the worker died or its engine gave up; 400 when the message does not fit the model's window
+"""
+
+from __future__ import annotations
+
+
+class ChatError(Exception):
+    """Why there is no reply."""
+
+    code = "chat_error"
+    status = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UnknownPersona(ChatError):
+    code = "unknown_persona"
+    status = 404
+
+
+class UnknownSession(ChatError):
+    code = "unknown_session"
+    status = 404
+
+
+class BadMessage(ChatError):
+    code = "bad_message"
+    status = 400
+
+
+class Unavailable(ChatError):
+    code = "unavailable"
+    status = 503
+
+    def __init__(self, message: str, code: str = "unavailable") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class GenerationFailed(ChatError):
+    code = "engine_error"
+    status = 502
+
+    def __init__(self, message: str, code: str = "engine_error") -> None:
+        super().__init__(message)
+        self.code = code
+        if code == "prompt_too_long":
+            self.status = 400

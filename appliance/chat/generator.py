@@ -1,0 +1,31 @@
+"""What writes the text, seen from the chat: a place on a worker, and a reply written there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from appliance.wire.messages import Finished, Sampling, Turn
+
+
+class Generation(Protocol):
+    """A place on a worker, for one reply."""
+
+    async def run(
+        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+    ) -> Finished:
+        """Writes the reply, calling `on_text` with each piece. GenerationFailed when the worker dies or gives up."""
+        ...
+
+    def cancel(self) -> None:
+        """Asks for the end of `run`, which then returns Finished(cancelled)."""
+        ...
+
+
+class Generator(Protocol):
+    """Gives places."""
+
+    def lease(self, request_id: str, session_id: str) -> AbstractAsyncContextManager[Generation]:
+        """A place, and the session's lock with it. Unavailable when there is none in time."""
+        ...

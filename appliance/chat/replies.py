@@ -1,0 +1,229 @@
+"""A reply from the question to the stored turn.
+
+`Chat.reply` starts a task that takes a lease, reads the history, lets the worker write, commits the turn and only then ends: a
+client that reads `Done` has a turn that survives. Whoever reads the events may go away at any time; the task then cancels the
+generation, keeps what was said and gives the lease back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from appliance.wire.messages import Finished, FinishReason, Sampling, Turn, Usage
+
+from .errors import BadMessage, ChatError, UnknownSession
+from .generator import Generation, Generator
+from .personas import Persona, find_persona
+from .store import SessionInfo, Store
+
+log = logging.getLogger(__name__)
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client wants answered. Without a session a new one is begun."""
+
+    persona_id: str
+    message: str
+    sampling: Sampling
+    session_id: str | None = None
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """First event: the request is accepted."""
+
+    request_id: str
+    session_id: str
+    persona_id: str
+
+
+class Text(msgspec.Struct, frozen=True):
+    """More of the reply: all that has come since the last event."""
+
+    content: str
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """Last event: the reply is complete and stored."""
+
+    finish_reason: FinishReason
+    usage: Usage
+
+
+Event = Started | Text | Done
+
+
+class Reply:
+    """One reply under way: iterate over it once, cancel it at any time."""
+
+    def __init__(self, request_id: str, session: SessionInfo) -> None:
+        self.request_id = request_id
+        self.session = session
+        self.task: asyncio.Task[None] | None = None
+        self.content: list[str] = []
+        self._read = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._end: Done | ChatError | None = None
+        self._generation: Generation | None = None
+        self._cancelled = False
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Started, any number of Text, Done; raises ChatError instead of Done. Leaving early cancels the reply."""
+        try:
+            yield Started(
+                request_id=self.request_id,
+                session_id=self.session.id,
+                persona_id=self.session.persona_id,
+            )
+            while True:
+                if self._read < len(self.content):
+                    text = "".join(self.content[self._read :])
+                    self._read = len(self.content)
+                    yield Text(text)
+                elif isinstance(self._end, Done):
+                    yield self._end
+                    return
+                elif self._end is not None:
+                    raise self._end
+                else:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stops the writing; the reply ends with Done(cancelled). Nothing to do when it has ended."""
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+        elif self._end is None and self.task is not None:
+            self.task.cancel()  # still waiting for a place
+
+    def feed(self, text: str) -> None:
+        """More text from the worker."""
+        self.content.append(text)
+        self._awake()
+
+    def writing(self, generation: Generation | None) -> None:
+        """The place where the reply is written, while it is."""
+        self._generation = generation
+        if generation is not None and self._cancelled:
+            generation.cancel()
+
+    def end(self, end: Done | ChatError) -> None:
+        """No more follows."""
+        self._end = end
+        self._awake()
+
+    def _awake(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class Chat:
+    """Personas, a store and a generator, brought together."""
+
+    def __init__(
+        self,
+        personas: dict[str, Persona],
+        store: Store,
+        generator: Generator,
+        *,
+        history_messages: int,
+        message_limit_chars: int,
+    ) -> None:
+        self.personas = personas
+        self._store, self._generator = store, generator
+        self._history_messages, self._message_limit_chars = history_messages, message_limit_chars
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def reply(self, question: Question, *, owner: str, may_read_all: bool) -> Reply:
+        """Starts a reply. BadMessage, UnknownPersona or UnknownSession when there is nothing to reply to."""
+        message = question.message
+        if not message.strip():
+            raise BadMessage("message: empty; say something")
+        if len(message) > self._message_limit_chars:
+            raise BadMessage(
+                f"message: {len(message)} characters, at most {self._message_limit_chars} are taken"
+            )
+        persona = find_persona(self.personas, question.persona_id)
+        session = await self._session(question, persona, owner, may_read_all=may_read_all)
+        reply = Reply(f"req-{secrets.token_urlsafe(12)}", session)
+        reply.task = asyncio.create_task(self._write(reply, question, persona), name=reply.request_id)
+        self._running.add(reply.task)
+        reply.task.add_done_callback(self._running.discard)
+        return reply
+
+    async def close(self) -> None:
+        """Cancels what runs and waits until it is stored."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _session(
+        self, question: Question, persona: Persona, owner: str, *, may_read_all: bool
+    ) -> SessionInfo:
+        if question.session_id is None:
+            return await self._store.create(owner, persona.id)
+        session = await self._store.find(question.session_id)
+        if session is None or (session.owner != owner and not may_read_all):
+            raise UnknownSession(f"no session {question.session_id!r}; leave session_id out to begin one")
+        # Another persona may go on with a conversation; the reply names the one that spoke.
+        return msgspec.structs.replace(session, persona_id=persona.id)
+
+    async def _write(self, reply: Reply, question: Question, persona: Persona) -> None:
+        """The task of one reply."""
+        end: Done | ChatError = Done(finish_reason=FinishReason.CANCELLED, usage=Usage())
+        try:
+            async with self._generator.lease(reply.request_id, reply.session.id) as generation:
+                history = await self._store.recent(reply.session.id, self._history_messages)
+                turns = [
+                    Turn("system", persona.system),
+                    *(Turn(turn.role, turn.content) for turn in history),
+                    Turn("user", question.message),
+                ]
+                reply.writing(generation)
+                finished = await self._generate(generation, turns, question.sampling, reply)
+                await self._keep(reply, question, finished)
+                end = Done(finish_reason=finished.finish_reason, usage=finished.usage)
+        except ChatError as error:
+            end = error
+        except asyncio.CancelledError:
+            pass  # cancelled before it had a place: nothing was said
+        except Exception as error:
+            log.exception("a reply failed")
+            end = ChatError(f"internal error: {type(error).__name__}")
+            raise
+        finally:
+            reply.writing(None)
+            reply.end(end)
+
+    @staticmethod
+    async def _generate(
+        generation: Generation, turns: list[Turn], sampling: Sampling, reply: Reply
+    ) -> Finished:
+        """Lets the worker write; cancelling this task ends the reply in good order, with what was said until then."""
+        running = asyncio.create_task(generation.run(turns, sampling, reply.feed))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            generation.cancel()
+            return await running
+
+    async def _keep(self, reply: Reply, question: Question, finished: Finished) -> None:
+        content = "".join(reply.content)
+        if finished.finish_reason is FinishReason.CANCELLED and not content:
+            return
+        await self._store.commit(
+            reply.session.id,
+            question.message,
+            content,
+            request_id=reply.request_id,
+            finish_reason=finished.finish_reason,
+            prompt_tokens=finished.usage.prompt_tokens,
+            completion_tokens=finished.usage.completion_tokens,
+        )

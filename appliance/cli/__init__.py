@@ -1,0 +1,1 @@
+"""The `coral-reef` command: one small file per subcommand."""

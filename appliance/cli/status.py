@@ -1,0 +1,61 @@
+"""`coral-reef status`: what runs, what it does, what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from appliance.wire.messages import Status
+
+from .ask import ask_status
+from .exit_status import ExitStatus
+from .place import add_place_options, paths_of
+from .tables import duration, print_table, size
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "status", help="show what the appliance does", description="Shows workers, requests and warnings."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    add_place_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    status = ask_status(paths_of(arguments))
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(status)).decode())
+    else:
+        show(status)
+    return ExitStatus.OK if status.ready else ExitStatus.FAILED
+
+
+def show(status: Status) -> None:
+    """Prints the status for people."""
+    state = "ready" if status.ready else "not ready"
+    print(
+        f"Coral-Reef {status.version} is {state}: {status.summary}; mode {status.mode}; up {duration(status.uptime_s)}"
+    )
+    print(
+        f"{status.leases} replies now, {status.waiting} waiting; {status.requests} so far "
+        f"({status.prompt_tokens} tokens read, {status.completion_tokens} written)"
+    )
+    rows = [
+        (
+            worker.name,
+            worker.model,
+            worker.state,
+            f"{worker.leases}/{worker.slots}",
+            size(worker.rss_bytes),
+            duration(worker.since_s),
+            str(worker.restarts),
+            worker.detail,
+        )
+        for worker in status.workers
+    ]
+    print_table(("worker", "model", "state", ">replies", ">memory", ">since", ">restarts", "note"), rows)
+    for warning in status.warnings:
+        print(f"warning: {warning}")

@@ -1,0 +1,122 @@
+"""The application: routes, what they are given, how errors look, and the OpenAPI description."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from appliance import __version__
+from appliance.chat.personas import load_personas
+from appliance.chat.replies import Chat
+from appliance.config.appliance import Appliance
+from appliance.config.appliance import Chat as ChatSettings
+from appliance.identity.keys import ApiKeys
+from appliance.paths import Paths
+from appliance.storage.async_store import AsyncStore
+from appliance.storage.conversations import Conversations
+from appliance.storage.database import Database
+
+from . import rest, websocket
+from .auth import Authentication
+from .generator import LeasedGenerator
+from .links import SupervisorLink
+from .pages import PagePlugin
+from .problems import HANDLERS
+from .store import ConversationStore
+
+
+def create_app(paths: Paths, appliance: Appliance) -> Litestar:
+    """The application of one gateway process."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        """Opens the database and the way to the supervisor; closes both."""
+        async with AsyncStore() as thread:
+            database = await thread.run(Database.open, paths)
+            try:
+                conversations = ConversationStore(thread, Conversations(database))
+                supervisor = SupervisorLink(str(paths.control_socket))
+                supervisor.start()
+                generator = LeasedGenerator(supervisor)
+                chat = Chat(
+                    load_personas(),
+                    conversations,
+                    generator,
+                    history_messages=appliance.chat.history_messages,
+                    message_limit_chars=appliance.gateway.message_limit_chars,
+                )
+                app.state.update(
+                    {
+                        "api_keys": ApiKeys(database),
+                        "store_thread": thread,
+                        "conversations": conversations,
+                        "generator": generator,
+                        "chat": chat,
+                    }
+                )
+                try:
+                    yield
+                finally:
+                    await chat.close()
+                    await generator.close()
+            finally:
+                await thread.run(database.close)
+
+    async def chat_service(state: State) -> Chat:
+        found: Chat = state.chat
+        return found
+
+    async def chat_settings() -> ChatSettings:
+        return appliance.chat
+
+    async def conversations(state: State) -> ConversationStore:
+        found: ConversationStore = state.conversations
+        return found
+
+    async def generator(state: State) -> LeasedGenerator:
+        found: LeasedGenerator = state.generator
+        return found
+
+    page = PagePlugin(path=["/docs", "/"])  # whoever opens the bare address in a browser reads it too
+    private = DefineMiddleware(Authentication, exclude_from_auth_key="public")
+    api = Router(
+        "/",
+        route_handlers=[*rest.ROUTES, websocket.chat_socket],
+        middleware=[private],
+        security=[{"key": []}],
+    )
+    return Litestar(
+        [api],
+        lifespan=[lifespan],
+        exception_handlers=HANDLERS,
+        dependencies={
+            "chat_service": Provide(chat_service),
+            "chat_settings": Provide(chat_settings),
+            "conversations": Provide(conversations),
+            "generator": Provide(generator),
+        },
+        openapi_config=OpenAPIConfig(
+            title="Coral-Reef",
+            version=__version__,
+            description="Chat with the personas of a Coral-Reef tower.",
+            path="/",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json"), page],
+            components=Components(
+                security_schemes={
+                    "key": SecurityScheme(
+                        type="http", scheme="bearer", description="an API key: Authorization: Bearer KEY"
+                    )
+                }
+            ),
+        ),
+        request_max_body_size=appliance.gateway.body_limit_bytes,
+        logging_config=None,
+    )

@@ -1,0 +1,64 @@
+"""Who asks: a bearer API key, in the header or, from a browser's WebSocket, in the subprotocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.exceptions import NotAuthorizedException
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
+
+from appliance.identity.keys import ApiKeys
+from appliance.identity.roles import Role
+from appliance.storage.async_store import AsyncStore
+
+#: The subprotocol that the server selects and echoes; the key travels beside it as `bearer.KEY` and is never echoed.
+SUBPROTOCOL = "coral-reef"
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is behind a request. `subject` owns what it creates."""
+
+    subject: str
+    role: Role
+
+    @property
+    def may_read_all(self) -> bool:
+        """Administrators see every conversation."""
+        return self.role is Role.ADMIN
+
+
+class Authentication(AbstractAuthenticationMiddleware):
+    """Refuses what carries no valid key with 401."""
+
+    async def authenticate_request(
+        self, connection: ASGIConnection[Any, Any, Any, Any]
+    ) -> AuthenticationResult:
+        key = bearer_key(connection)
+        state = connection.app.state
+        keys: ApiKeys = state.api_keys
+        store: AsyncStore = state.store_thread
+        found = None if key is None else await store.run(keys.verify, key)
+        if found is None:
+            detail = (
+                "send your API key: Authorization: Bearer KEY" if key is None else "this API key is not valid"
+            )
+            raise NotAuthorizedException(detail, headers=_CHALLENGE)
+        return AuthenticationResult(user=Caller(found.id, found.role), auth=None)
+
+
+def bearer_key(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """The key that a request carries, if it carries one."""
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    if connection.scope["type"] == ScopeType.WEBSOCKET:
+        for offered in connection.headers.get("sec-websocket-protocol", "").split(","):
+            name, _, key = offered.strip().partition(".")
+            if name == "bearer" and key:
+                return key
+    return None

@@ -1,0 +1,221 @@
+"""The gateway's connections: one to the supervisor, one to each worker it has a lease on; both heal by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from appliance.chat.errors import GenerationFailed, Unavailable
+from appliance.wire.errors import Disconnected, FrameError, VersionError, WireError
+from appliance.wire.frames import Connection, connect
+from appliance.wire.messages import (
+    Cancel,
+    Failure,
+    Finished,
+    FromSupervisor,
+    Generate,
+    LeaseGranted,
+    LeaseRequest,
+    LeaseSettled,
+    Status,
+    StatusRequest,
+    Tokens,
+    Usage,
+)
+
+log = logging.getLogger(__name__)
+
+#: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
+RECONNECT_S = 0.1
+
+
+class SupervisorLink:
+    """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
+
+    def __init__(self, path: str, *, patience_s: float = 10.0) -> None:
+        self._path, self._patience_s = path, patience_s
+        self._connection: Connection[Any] | None = None
+        self._connected = asyncio.Event()
+        self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
+        self._statuses: list[asyncio.Future[Status]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="supervisor link")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def lease(self, request_id: str, session_id: str) -> LeaseGranted:
+        """Waits for a place. Unavailable when there is none in time; a cancelled wait withdraws the request."""
+        connection = await self._reach()
+        answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
+        self._leases[request_id] = answer
+        try:
+            connection.post(LeaseRequest(request_id=request_id, session_id=session_id))
+            return await answer
+        except asyncio.CancelledError:
+            # Granted or not, it must not stay behind.
+            self.settle(request_id, Usage())
+            raise
+        finally:
+            self._leases.pop(request_id, None)
+
+    def settle(self, request_id: str, usage: Usage) -> None:
+        """Gives a lease back. When the supervisor is away there is nothing to give: leases died with the connection."""
+        if self._connection is not None:
+            self._connection.post(
+                LeaseSettled(
+                    request_id=request_id,
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                )
+            )
+
+    async def status(self) -> Status:
+        """The supervisor's status. Unavailable when it is away."""
+        connection = await self._reach()
+        answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+        self._statuses.append(answer)
+        connection.post(StatusRequest())
+        return await answer
+
+    async def _reach(self) -> Connection[Any]:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._connected.wait()
+        except TimeoutError:
+            raise Unavailable("the supervisor is not running; try again in a moment") from None
+        assert self._connection is not None
+        return self._connection
+
+    async def _run(self) -> None:
+        quiet = False
+        while True:
+            try:
+                connection = await connect(self._path, FromSupervisor, name="gateway")
+            except WireError as error:
+                if not quiet:
+                    log.warning("waiting for the supervisor: %s", error)
+                quiet = not isinstance(error, VersionError)
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            quiet = False
+            self._connection = connection
+            self._connected.set()
+            try:
+                while True:
+                    self._take(await connection.receive())
+            except (Disconnected, FrameError) as error:
+                log.warning("lost the supervisor: %s", error)
+            finally:
+                self._connection = None
+                self._connected.clear()
+                connection.abort()
+                gone = Unavailable("the supervisor is restarting; try again in a moment")
+                futures: list[asyncio.Future[Any]] = [*self._leases.values(), *self._statuses]
+                for waiting in futures:
+                    if not waiting.done():
+                        waiting.set_exception(gone)
+                self._statuses.clear()
+
+    def _take(self, message: LeaseGranted | Failure | Status) -> None:
+        match message:
+            case LeaseGranted(request_id=request_id):
+                waiting = self._leases.get(request_id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case Status():
+                if self._statuses:
+                    first = self._statuses.pop(0)
+                    if not first.done():
+                        first.set_result(message)
+            case Failure(code=code, message=text, request_id=request_id):
+                waiting = self._leases.get(request_id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(Unavailable(text, code))
+                elif not request_id:
+                    log.error("the supervisor refused: %s", text)
+
+
+class _Stream:
+    """One reply: where its text goes and how it ended."""
+
+    def __init__(self, on_text: Callable[[str], None]) -> None:
+        self.on_text = on_text
+        self.end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+
+
+class WorkerLink:
+    """All streams of this process from one worker."""
+
+    def __init__(self, connection: Connection[Any], name: str) -> None:
+        self._connection, self._name = connection, name
+        self._streams: dict[str, _Stream] = {}
+        self.alive = True
+        self._task = asyncio.create_task(self._run(), name=f"worker link {name}")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def generate(self, request: Generate, on_text: Callable[[str], None]) -> Finished:
+        """One reply. GenerationFailed when the worker dies or its engine gives up."""
+        if not self.alive:
+            raise _lost(self._name)
+        stream = self._streams[request.request_id] = _Stream(on_text)
+        try:
+            try:
+                self._connection.post(request)
+            except FrameError as error:
+                raise GenerationFailed(str(error)) from error
+            return await stream.end
+        finally:
+            self._streams.pop(request.request_id, None)
+
+    def cancel(self, request_id: str) -> None:
+        if self.alive and request_id in self._streams:
+            self._connection.post(Cancel(request_id=request_id))
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._take(await self._connection.receive())
+        except (Disconnected, FrameError) as error:
+            log.warning("lost worker %s: %s", self._name, error)
+        finally:
+            self.alive = False
+            self._connection.abort()
+            for stream in self._streams.values():
+                if not stream.end.done():
+                    stream.end.set_exception(_lost(self._name))
+
+    def _take(self, message: Tokens | Finished | Failure) -> None:
+        match message:
+            case Tokens(items=items):
+                for request_id, text in items:
+                    stream = self._streams.get(request_id)
+                    if stream is not None:
+                        stream.on_text(text)
+            case Finished(request_id=request_id):
+                stream = self._streams.get(request_id)
+                if stream is not None and not stream.end.done():
+                    stream.end.set_result(message)
+            case Failure(code=code, message=text, request_id=request_id):
+                stream = self._streams.get(request_id)
+                if stream is not None and not stream.end.done():
+                    stream.end.set_exception(GenerationFailed(text, code))
+                elif not request_id:
+                    log.error("worker %s refused: %s", self._name, text)
+
+
+def _lost(name: str) -> GenerationFailed:
+    return GenerationFailed(f"worker {name} ended while it was writing; ask again", "worker_lost")

@@ -1,0 +1,134 @@
+"""The page that explains the API to people: the OpenAPI description as plain HTML, without scripts or anything from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+from litestar.connection import Request
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --coral: #e8604c; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { color: var(--coral); } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+details { border: 1px solid var(--line); border-radius: .5rem; margin: .6rem 0; padding: .5rem .9rem; }
+summary { cursor: pointer; } code, pre { font: 14px/1.45 ui-monospace, monospace; }
+pre { background: var(--soft); border-radius: .4rem; padding: .7rem; overflow-x: auto; }
+.method { display: inline-block; min-width: 4rem; font-weight: 700; color: var(--coral); }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
+"""
+
+_INTRODUCTION = """
+<p>{description} Every call but <code>/health</code> carries your API key, <code>Authorization: Bearer KEY</code>;
+the first one was written to <code>admin.key</code> in the state folder. Errors come as <code>application/problem+json</code>.</p>
+<pre>curl -H "Authorization: Bearer $(cat .state/admin.key)" -H "Content-Type: application/json" \\
+  -d '{{"persona_id": "coral", "message": "What are you?"}}' http://127.0.0.1:8080/api/v1/chat</pre>
+<h2>WebSocket</h2>
+<p><code>/ws</code> takes and sends <code>{{"type": ..., "payload": {{...}}}}</code>. A browser offers the subprotocols
+<code>coral-reef</code> and <code>bearer.KEY</code>.</p>
+<table>
+<tr><th>you send</th><td><code>chat</code> (the body of <code>POST /api/v1/chat</code>, and <code>stream</code>),
+<code>cancel {{request_id}}</code>, <code>ping</code></td></tr>
+<tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
+<code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
+<code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
+</table>
+"""
+
+
+class PagePlugin(OpenAPIRenderPlugin):
+    """Renders the description."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return page(openapi_schema).encode()
+
+
+def page(description: dict[str, Any]) -> str:
+    """The whole page of an OpenAPI 3.1 description."""
+    info = description["info"]
+    groups: dict[str, list[str]] = {}
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            if isinstance(operation, dict) and "responses" in operation:
+                tag = (operation.get("tags") or ["other"])[0]
+                groups.setdefault(tag, []).append(_operation(path, method, operation, description))
+    body = "".join(f"<h2>{escape(tag)}</h2>{''.join(parts)}" for tag, parts in groups.items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>"
+        f"{_INTRODUCTION.format(description=escape(info.get('description', '')))}{body}"
+        '<p><a href="/openapi.json">openapi.json</a> for programs.</p></body></html>'
+    )
+
+
+def _operation(path: str, method: str, operation: dict[str, Any], root: dict[str, Any]) -> str:
+    title = f'<span class="method">{escape(method.upper())}</span> <code>{escape(path)}</code>'
+    parts = [f"<details><summary>{title} {escape(operation.get('summary', ''))}</summary>"]
+    parts.append(f"<p>{escape(operation.get('description', ''))}</p>")
+    body = operation.get("requestBody", {}).get("content", {})
+    parts += [_fields("you send", _resolve(content["schema"], root), root) for content in body.values()]
+    parts += [
+        f"<p><code>{escape(each['name'])}</code> {escape(each.get('description', ''))}</p>"
+        for each in operation.get("parameters", [])
+    ]
+    for status, response in operation["responses"].items():
+        if not status.startswith("2"):
+            continue
+        for kind, content in (response.get("content") or {}).items():
+            schema = _resolve(content.get("schema", {}), root)
+            parts.append(_fields(f"{status} {kind}", schema, root))
+    return "".join(parts) + "</details>"
+
+
+def _fields(title: str, schema: dict[str, Any], root: dict[str, Any]) -> str:
+    rows = []
+    required = set(schema.get("required", []))
+    for name, field in schema.get("properties", {}).items():
+        text = " ".join(filter(None, (field.get("description"), _limits(field))))
+        rows.append(
+            f"<tr><td><code>{escape(name)}</code>{'' if name in required else ' (optional)'}</td>"
+            f"<td>{escape(_kind(field, root))}</td><td>{escape(text)}</td></tr>"
+        )
+    return f"<h4>{escape(title)}</h4><table>{''.join(rows)}</table>"
+
+
+def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref", "")
+    if reference.startswith("#/components/schemas/"):
+        found: dict[str, Any] = root["components"]["schemas"][reference.rpartition("/")[2]]
+        return found
+    return schema
+
+
+def _kind(field: dict[str, Any], root: dict[str, Any]) -> str:
+    if "$ref" in field:
+        resolved = _resolve(field, root)
+        return _kind(resolved, root) if "enum" in resolved else str(field["$ref"].rpartition("/")[2])
+    if "enum" in field:
+        return " | ".join(json.dumps(value) for value in field["enum"])
+    if "oneOf" in field:
+        return " | ".join(_kind(each, root) for each in field["oneOf"])
+    kind = field.get("type", "")
+    if kind == "array":
+        return f"list of {_kind(field.get('items', {}), root)}"
+    return " | ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _limits(field: dict[str, Any]) -> str:
+    names = {
+        "minimum": "from",
+        "maximum": "to",
+        "minLength": "at least",
+        "maxLength": "at most",
+        "maxItems": "at most",
+        "exclusiveMinimum": "above",
+    }
+    for each in field.get("oneOf", []):
+        field = {**each, **field}
+    found = [f"{word} {field[key]}" for key, word in names.items() if key in field]
+    return f"({', '.join(found)})" if found else ""

@@ -1,0 +1,261 @@
+"""The REST API and the streams of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.exceptions import NotFoundException
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from appliance import __version__
+from appliance.chat.errors import ChatError
+from appliance.chat.replies import Chat, Done, Question, Reply, Text
+from appliance.config.appliance import Chat as ChatSettings
+from appliance.wire.messages import FinishReason, ModelStatus, Sampling, Status, Usage
+
+from .auth import Caller
+from .envelope import ChatRequest, of_error, of_event
+from .generator import LeasedGenerator
+from .store import ConversationStore
+
+CallerRequest = Request[Caller, None, Any]
+
+#: A comment goes out this often while a stream is silent, so that proxies keep it open and a dead client is noticed.
+KEEPALIVE_S = 15.0
+
+
+class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole reply."""
+
+    request_id: str
+    session_id: str
+    persona_id: str
+    content: str
+    usage: Usage
+    finish_reason: FinishReason
+
+
+class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a conversation; `created_at` in milliseconds since 1970, UTC."""
+
+    role: str
+    content: str
+    created_at: int
+    request_id: str
+    finish_reason: str | None = None
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation, oldest message first."""
+
+    session_id: str
+    persona_id: str
+    messages: list[HistoryMessage]
+
+
+class PersonaInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody to talk to."""
+
+    id: str
+    name: str
+    role: str
+    description: str
+
+
+class PersonaList(msgspec.Struct, frozen=True):
+    personas: list[PersonaInfo]
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    models: list[ModelStatus]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`ok` when a chat would be answered now."""
+
+    status: str
+    version: str
+    detail: str = ""
+
+
+def question(data: ChatRequest, settings: ChatSettings) -> Question:
+    """A request with what it leaves out filled in from the configuration."""
+    return Question(
+        persona_id=data.persona_id,
+        message=data.message,
+        session_id=data.session_id,
+        sampling=Sampling(
+            max_tokens=data.max_tokens or settings.max_tokens,
+            temperature=settings.temperature if data.temperature is None else data.temperature,
+            top_p=data.top_p or settings.top_p,
+            stop=data.stop or [],
+            seed=data.seed,
+        ),
+    )
+
+
+@asynccontextmanager
+async def cancelled_with_client(request: CallerRequest, reply: Reply) -> AsyncIterator[None]:
+    """Cancels the reply when the client goes away before it is complete."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        reply.cancel()
+
+    watching = asyncio.create_task(watch(), name=f"client of {reply.request_id}")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+@post("/api/v1/chat", status_code=200, summary="Ask a persona and get the whole reply", tags=["chat"])
+async def chat(
+    request: CallerRequest, data: ChatRequest, chat_service: Chat, chat_settings: ChatSettings
+) -> ChatResponse:
+    """Answers when the reply is complete and stored. A client that disconnects cancels it."""
+    caller = request.user
+    reply = await chat_service.reply(
+        question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
+    )
+    content: list[str] = []
+    end: Done | None = None
+    async with cancelled_with_client(request, reply):
+        async for event in reply.events():
+            match event:
+                case Text(content=text):
+                    content.append(text)
+                case Done():
+                    end = event
+    assert end is not None
+    return ChatResponse(
+        request_id=reply.request_id,
+        session_id=reply.session.id,
+        persona_id=reply.session.persona_id,
+        content="".join(content),
+        usage=end.usage,
+        finish_reason=end.finish_reason,
+    )
+
+
+@post(
+    "/api/v1/chat/stream",
+    status_code=200,
+    media_type="text/event-stream",
+    summary="Ask a persona and read the reply as it is written",
+    tags=["chat"],
+)
+async def chat_stream(
+    request: CallerRequest, data: ChatRequest, chat_service: Chat, chat_settings: ChatSettings
+) -> Stream:
+    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`."""
+    caller = request.user
+    reply = await chat_service.reply(
+        question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
+    )
+    return Stream(
+        _server_sent(reply),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
+    events = reply.events()
+    try:
+        async for event in events:
+            yield b"data: %b\n\n" % of_event(event, reply.request_id)
+    except ChatError as error:
+        yield b"data: %b\n\n" % of_error(error, reply.request_id)
+    finally:
+        await events.aclose()
+
+
+SessionId = Annotated[str, Parameter(min_length=1, max_length=64, description="as a chat answered it")]
+
+
+@get("/api/v1/chat/history/{session_id:str}", summary="Read a conversation", tags=["chat"])
+async def history(request: CallerRequest, session_id: SessionId, conversations: ConversationStore) -> History:
+    """All messages of a session, oldest first."""
+    session = await conversations.find(session_id)
+    if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
+        raise NotFoundException(f"no session {session_id!r}")
+    return History(
+        session_id=session.id,
+        persona_id=session.persona_id,
+        messages=[
+            HistoryMessage(
+                role=message.role,
+                content=message.content,
+                created_at=message.created_at,
+                request_id=message.request_id,
+                finish_reason=message.finish_reason,
+            )
+            for message in await conversations.history(session_id)
+        ],
+    )
+
+
+@delete("/api/v1/chat/history/{session_id:str}", summary="Delete a conversation", tags=["chat"])
+async def forget(request: CallerRequest, session_id: SessionId, conversations: ConversationStore) -> None:
+    """Deletes a session with all its messages, for good."""
+    session = await conversations.find(session_id)
+    if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
+        raise NotFoundException(f"no session {session_id!r}")
+    await conversations.delete(session_id)
+
+
+@get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"])
+async def personas(chat_service: Chat) -> PersonaList:
+    """The personas, in their order."""
+    return PersonaList(
+        [
+            PersonaInfo(id=each.id, name=each.name, role=each.role, description=each.description)
+            for each in chat_service.personas.values()
+        ]
+    )
+
+
+@get("/api/v1/system/status", summary="The state of the appliance", tags=["system"])
+async def system_status(generator: LeasedGenerator) -> Status:
+    """Workers, leases, counts and warnings, as the supervisor sees them."""
+    return await generator.status()
+
+
+@get("/api/v1/system/models", summary="The models", tags=["system"])
+async def system_models(generator: LeasedGenerator) -> ModelList:
+    """What ships, what the owner added, and which worker has loaded it."""
+    return ModelList((await generator.status()).models)
+
+
+@get(
+    "/health",
+    summary="Whether a chat would be answered now",
+    tags=["system"],
+    opt={"public": True},
+    security=[],
+)
+async def health(generator: LeasedGenerator) -> Response[Health]:
+    """200 when it would, 503 with the reason when not. Needs no key; for load balancers and monitors."""
+    try:
+        if not generator.connected:
+            raise ChatError("the supervisor is not running")
+        status = await generator.status()
+    except ChatError as error:
+        return Response(Health(status="down", version=__version__, detail=error.message), status_code=503)
+    if not status.ready:
+        return Response(
+            Health(status="starting", version=__version__, detail=status.summary), status_code=503
+        )
+    return Response(Health(status="ok", version=__version__))
+
+
+ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models, health]

@@ -1,0 +1,147 @@
+"""The WebSocket: `chat`, `cancel`, `ping` in; `system`, `token`, `done`, `error`, `pong` out; several replies at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from litestar import WebSocket, websocket
+from litestar.exceptions import WebSocketDisconnect
+
+from appliance.chat.errors import BadMessage, ChatError, Unavailable
+from appliance.chat.replies import Chat, Reply, Started, Text
+from appliance.config.appliance import Chat as ChatSettings
+
+from .auth import SUBPROTOCOL, Caller
+from .envelope import (
+    CancelMessage,
+    ChatMessage,
+    ChatRequest,
+    PingMessage,
+    of_error,
+    of_event,
+    read_client_message,
+    write,
+)
+from .rest import question
+
+CallerSocket = WebSocket[Caller, None, Any]
+
+#: Replies under way on one connection.
+REPLIES_LIMIT = 16
+
+#: Where the server puts the last round trip of its own ping, in seconds: a function in the scope's extensions.
+ROUND_TRIP = "coral-reef.round-trip"
+
+
+class _Session:
+    """One connection: its replies, and who may write to it."""
+
+    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings) -> None:
+        self._socket, self._chat, self._settings = socket, chat, settings
+        self._replies: dict[str, Reply] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Takes messages until the client goes; its replies are cancelled then."""
+        try:
+            while True:
+                await self._take(await self._receive())
+        except WebSocketDisconnect:
+            pass  # a client ends its connection when it likes
+        finally:
+            for reply in self._replies.values():
+                reply.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _receive(self) -> str | bytes:
+        event = await self._socket.receive()
+        if event["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(detail="gone", code=event.get("code") or 1005)
+        received: dict[str, Any] = {**event}
+        text: str | None = received.get("text")
+        data: bytes = received.get("bytes") or b""
+        return data if text is None else text
+
+    async def _take(self, data: str | bytes) -> None:
+        """One message. What is wrong with it is answered, never a reason to close."""
+        try:
+            message = read_client_message(data)
+        except ValueError as error:
+            await self._send(of_error(BadMessage(f"not a message of this protocol: {error}"), None))
+            return
+        match message:
+            case PingMessage():
+                extensions: dict[str, Any] = self._socket.scope.get("extensions") or {}
+                round_trip: Callable[[], float] = extensions.get(ROUND_TRIP, float)
+                latency_ms = round(round_trip() * 1000, 3)
+                await self._send(write("pong", {"latency_ms": latency_ms}))
+            case CancelMessage(payload=payload):
+                reply = self._replies.get(payload.request_id)
+                if reply is None:
+                    gone = BadMessage(f"no reply {payload.request_id!r} is being written on this connection")
+                    await self._send(of_error(gone, payload.request_id))
+                else:
+                    reply.cancel()
+            case ChatMessage(payload=payload):
+                await self._chat_message(payload)
+
+    async def _chat_message(self, payload: ChatRequest) -> None:
+        if len(self._tasks) >= REPLIES_LIMIT:
+            busy = Unavailable(
+                f"{REPLIES_LIMIT} replies are being written on this connection already", "too_many"
+            )
+            await self._send(of_error(busy, None))
+            return
+        caller = self._socket.user
+        try:
+            reply = await self._chat.reply(
+                question(payload, self._settings), owner=caller.subject, may_read_all=caller.may_read_all
+            )
+        except ChatError as error:
+            await self._send(of_error(error, None))
+            return
+        self._replies[reply.request_id] = reply
+        task = asyncio.create_task(
+            self._pass_on(reply, stream=payload.stream), name=f"client of {reply.request_id}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._forget(done, reply))
+
+    def _forget(self, task: asyncio.Task[None], reply: Reply) -> None:
+        self._tasks.discard(task)
+        self._replies.pop(reply.request_id, None)
+
+    async def _pass_on(self, reply: Reply, *, stream: bool) -> None:
+        """Sends the events of one reply; with `stream` off, its text as one token."""
+        held: list[str] = []
+        events = reply.events()
+        try:
+            async for event in events:
+                if isinstance(event, Text) and not stream:
+                    held.append(event.content)
+                    continue
+                if held and not isinstance(event, Started):
+                    await self._send(of_event(Text("".join(held)), reply.request_id))
+                    held.clear()
+                await self._send(of_event(event, reply.request_id))
+        except ChatError as error:
+            await self._send(of_error(error, reply.request_id))
+        except WebSocketDisconnect:
+            pass  # `run` hears of it too, and ends
+        finally:
+            await events.aclose()
+
+    async def _send(self, message: bytes) -> None:
+        await self._socket.send_data(message.decode(), mode="text")
+
+
+@websocket("/ws")
+async def chat_socket(socket: CallerSocket, chat_service: Chat, chat_settings: ChatSettings) -> None:
+    """The live connection of a client."""
+    offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
+    await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    await _Session(socket, chat_service, chat_settings).run()

@@ -1,0 +1,45 @@
+"""Errors of the compute plane.
+
+InferenceError          `code` is what the client is told
+├── ModelUnknown        no model of that name
+├── ModelCorrupt        a file that is not what the manifest says
+├── ManifestBroken      a manifest that cannot be read
+├── EngineFailed        the engine would not load, or said something unexpected
+└── PromptTooLong       the message alone does not fit the model's window
+"""
+
+from __future__ import annotations
+
+
+class InferenceError(Exception):
+    """Anything that keeps a worker from answering."""
+
+    code = "engine_error"
+
+
+class ModelUnknown(InferenceError):
+    code = "model_unknown"
+
+
+class ModelCorrupt(InferenceError):
+    code = "model_corrupt"
+
+
+class ManifestBroken(InferenceError):
+    code = "manifest_broken"
+
+
+class EngineFailed(InferenceError):
+    code = "engine_error"
+
+
+class PromptTooLong(InferenceError):
+    """`tokens` were sent, `limit` fit."""
+
+    code = "prompt_too_long"
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the message has {tokens} tokens with its persona, and this model reads at most {limit}: shorten it"
+        )
+        self.tokens, self.limit = tokens, limit

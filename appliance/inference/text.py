@@ -1,0 +1,244 @@
+"""The text engine: llama.cpp's server core in this process, through xllamacpp.
+
+One `TextEngine` is one loaded GGUF with `slots` places. `generate` blocks a thread for one reply; the engine batches all of them.
+What is known of it, and why each setting is what it is, stands at the settings.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.wire.messages import Finished, FinishReason, Generate, Turn, Usage
+
+from .errors import EngineFailed, PromptTooLong
+
+#: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
+ENGINE_TIMEOUT_S = 30.0
+
+#: A token holds at least one byte of text, and a template adds a few tokens a turn: what is this short fits for certain.
+TEMPLATE_TOKENS_PER_TURN = 16
+TEMPLATE_TOKENS = 128
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details = _Details()
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str = ""
+    type: str = ""
+    n_prompt_tokens: int = 0
+    n_ctx: int = 0
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    """The parts that matter of a chunk of `/v1/chat/completions`."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_chunk_decoder = msgspec.json.Decoder(_Chunk)
+_json = msgspec.json.Encoder()
+
+
+class _EngineConnection(http.client.HTTPConnection):
+    """HTTP to the engine's own UNIX socket: the only way to its tokenizer."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("engine", timeout=ENGINE_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(ENGINE_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+class TextEngine:
+    """A loaded model. EngineFailed when it does not load."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        slots: int,
+        threads: int,
+        context_tokens: int,
+        batch_tokens: int,
+        cache_mib: int,
+    ) -> None:
+        import xllamacpp
+
+        self._socket = str(folder / "engine.sock")
+        # Loading fails on a socket that a killed predecessor left behind.
+        Path(self._socket).unlink(missing_ok=True)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_parallel = slots
+        params.n_ctx = slots * context_tokens
+        # A prompt is read in steps of this many tokens; between two steps the neighbours get their token and a cancel is seen.
+        params.n_batch = params.n_ubatch = max(batch_tokens, slots)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cache_ram_mib = cache_mib  # the default of 8 GiB is beyond any worker's ceiling
+        params.hostnames = [self._socket]  # else it opens a TCP port that anybody may use
+        params.n_threads_http = 2
+        params.ctx_shift = False
+        params.warmup = False
+        params.ui = False
+        # No tools are offered yet, so nothing is to be parsed out of the text; that parser reads a reply again at each token.
+        params.force_pure_content_parser = True
+        params.verbosity = -1
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        properties = self._get("/props")
+        self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
+
+    def generate(
+        self, request: Generate, emit: Callable[[str], None], cancelled: Callable[[], bool]
+    ) -> Finished:
+        """Writes one reply: calls `emit` with each piece of text, and asks `cancelled` between tokens and prompt steps.
+
+        Blocks. PromptTooLong when the newest message does not fit; EngineFailed when the engine gives up.
+        """
+        sampling = request.sampling
+        turns = self._fit(list(request.turns), sampling.max_tokens)
+        body: dict[str, object] = {
+            "messages": turns,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_progress": True,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stop": sampling.stop,
+            "cache_prompt": True,
+            # Never `id_slot`: with the prompt cache on, two sessions pinned to one slot overwrite each other's KV.
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        reason: str | None = None
+        usage = _Usage()
+        failure: _Error | None = None
+        written = 0
+        stopped = False
+
+        def take(data: bytes) -> bool:
+            nonlocal reason, usage, failure, written, stopped
+            chunk = _chunk_decoder.decode(data)
+            if chunk.error is not None:
+                failure = chunk.error
+                return True
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    written += 1
+                    emit(choice.delta.content)
+                reason = choice.finish_reason or reason
+            if chunk.usage is not None:
+                usage = chunk.usage
+            elif cancelled():
+                stopped = True
+                return True
+            return False
+
+        try:
+            self._server.handle_chat_completions(_json.encode(body), take)
+        except RuntimeError as error:
+            raise EngineFailed(f"the engine refused the request: {error}") from error
+        if failure is not None:
+            if failure.type == "exceed_context_size_error":
+                raise PromptTooLong(failure.n_prompt_tokens, failure.n_ctx)
+            raise EngineFailed(failure.message)
+        if stopped:
+            return Finished(
+                request_id=request.request_id,
+                finish_reason=FinishReason.CANCELLED,
+                usage=Usage(completion_tokens=written),
+            )
+        if reason not in ("stop", "length"):
+            raise EngineFailed(f"the engine ended a reply with {reason!r}")
+        return Finished(
+            request_id=request.request_id,
+            finish_reason=FinishReason(reason),
+            usage=Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            ),
+        )
+
+    def count(self, turns: list[Turn]) -> int:
+        """Tokens of a conversation in the model's chat template, the reply's opening included."""
+        answer = self._post("/v1/chat/completions/input_tokens", {"messages": turns})
+        return int(answer["input_tokens"])
+
+    def _fit(self, turns: list[Turn], max_tokens: int) -> list[Turn]:
+        """Leaves out the oldest turns until the reply has room: its full length or a quarter of the window."""
+        room = self.context_tokens - min(max_tokens, self.context_tokens // 4)
+        size = sum(len(turn.content.encode()) + TEMPLATE_TOKENS_PER_TURN for turn in turns)
+        if size + TEMPLATE_TOKENS <= room or self.count(turns) <= room:
+            return turns
+        fixed = 1 if turns[0].role == "system" else 0
+        # The replies go with what they answered: a conversation starts with the user.
+        starts = [i for i in range(fixed + 1, len(turns)) if turns[i].role == "user"]
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            if self.count(turns[:fixed] + turns[starts[middle] :]) <= room:
+                high = middle
+            else:
+                low = middle + 1
+        if low < len(starts):
+            return turns[:fixed] + turns[starts[low] :]
+        last = turns[:fixed] + turns[starts[-1] if starts else fixed :]
+        tokens = self.count(last)
+        # Alone, the newest message may use the reply's reserve too, as long as a word of reply fits.
+        if tokens >= self.context_tokens:
+            raise PromptTooLong(tokens, self.context_tokens - 1)
+        return last
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._ask("GET", path, None)
+
+    def _post(self, path: str, body: dict[str, object]) -> dict[str, Any]:
+        return self._ask("POST", path, _json.encode(body))
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        connection = _EngineConnection(self._socket)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineFailed(f"{method} {path}: {error}") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise EngineFailed(f"{method} {path}: {response.status} {data[:500].decode(errors='replace')}")
+        answer: dict[str, Any] = msgspec.json.decode(data)
+        return answer

@@ -1,0 +1,236 @@
+"""A worker process: one engine, one UNIX socket, any number of gateways.
+
+The event loop moves frames; each reply runs in a thread of its own inside the engine and hands its text over through `Outbox`,
+which wakes the loop once however many threads have something to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from appliance.telemetry.log import set_up_logging
+from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
+from appliance.wire.frames import Connection, encode
+from appliance.wire.messages import (
+    Cancel,
+    Failure,
+    Finished,
+    Generate,
+    Hello,
+    Message,
+    Tokens,
+    ToWorker,
+    WorkerFailed,
+    WorkerReady,
+    WorkerSpec,
+)
+
+from . import models
+from .errors import InferenceError
+from .text import TextEngine
+
+log = logging.getLogger(__name__)
+
+#: A gateway that lets this much pile up does not read any more: its streams are ended.
+BACKLOG_LIMIT_BYTES = 8 * 1024 * 1024
+
+#: How long a stopping worker lets its streams run on.
+DRAIN_S = 5.0
+
+
+class _Stream:
+    """One reply under way."""
+
+    def __init__(self, connection: Connection[Message], request: Generate) -> None:
+        self.connection = connection
+        self.request = request
+        self.cancelled = False
+
+
+class Outbox:
+    """Text from the engine's threads, handed to the loop in one piece a wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: deque[tuple[_Stream, str | Message]] = deque()
+        self._awake = False
+
+    def put(self, stream: _Stream, item: str | Message) -> None:
+        """From any thread: text, or the message that ends the stream."""
+        self._queue.append((stream, item))
+        if not self._awake:
+            # Two threads may both get here; the second wake-up finds nothing and costs a microsecond.
+            self._awake = True
+            self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._awake = False
+        texts: dict[Connection[Message], dict[str, list[str]]] = {}
+        ends: list[tuple[Connection[Message], Message]] = []
+        while self._queue:
+            stream, item = self._queue.popleft()
+            if isinstance(item, str):
+                texts.setdefault(stream.connection, {}).setdefault(stream.request.request_id, []).append(item)
+            else:
+                ends.append((stream.connection, item))
+        for connection, items in texts.items():
+            connection.post(Tokens(items=[(key, "".join(parts)) for key, parts in items.items()]))
+            if connection.backlog_bytes > BACKLOG_LIMIT_BYTES:
+                log.warning("a gateway does not read any more: ending its streams")
+                connection.abort()
+        # A stream's end was queued after its text, and all text of this round has been posted.
+        for connection, message in ends:
+            connection.post(message)
+
+
+class Worker:
+    """Serves one engine to the gateways."""
+
+    def __init__(self, spec: WorkerSpec, engine: TextEngine) -> None:
+        self._spec, self._engine = spec, engine
+        # Cancelled replies hold their thread for up to one engine step: one spare a slot.
+        self._threads = ThreadPoolExecutor(2 * spec.slots, thread_name_prefix="reply")
+        self._streams: set[_Stream] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stop = asyncio.Event()
+        self._outbox = Outbox(asyncio.get_running_loop())
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serves until `stop`, then lets what runs end, for at most DRAIN_S."""
+        server = await asyncio.start_unix_server(self._connected, sock=listener)
+        async with server:
+            await self._stop.wait()
+            server.close()
+            try:
+                async with asyncio.timeout(DRAIN_S):
+                    await self._idle.wait()
+            except TimeoutError:
+                log.warning("%d replies did not end in %.0f s", len(self._streams), DRAIN_S)
+
+    def stop(self) -> None:
+        """Takes no more connections; `run` returns when all is done."""
+        self._stop.set()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection: Connection[Message] = Connection(reader, writer, ToWorker)
+        mine: dict[str, _Stream] = {}
+        try:
+            connection.check_peer()
+            await connection.greet(self._spec.name)
+            while True:
+                self._handle(connection, await connection.receive(), mine)
+        except Disconnected:
+            pass  # a gateway ends its connection when it likes
+        except (FrameError, VersionError, PeerRefused) as error:
+            log.warning("refusing a connection: %s", error)
+            connection.post(Failure(code="protocol", message=str(error)))
+        finally:
+            for stream in mine.values():
+                stream.cancelled = True
+            await connection.close()
+
+    def _handle(self, connection: Connection[Message], message: Message, mine: dict[str, _Stream]) -> None:
+        match message:
+            case Generate(request_id=request_id):
+                if request_id in mine:
+                    connection.post(
+                        Failure(code="duplicate_request", message="this id is in use", request_id=request_id)
+                    )
+                    return
+                stream = mine[request_id] = _Stream(connection, message)
+                self._streams.add(stream)
+                self._idle.clear()
+                future = asyncio.get_running_loop().run_in_executor(self._threads, self._generate, stream)
+                future.add_done_callback(lambda _: self._ended(stream, mine))
+            case Cancel(request_id=request_id):
+                if request_id in mine:
+                    mine[request_id].cancelled = True
+            case Hello():
+                raise FrameError("a second Hello")
+            case _:
+                raise FrameError(f"{type(message).__name__} is nothing that a worker takes")
+
+    def _generate(self, stream: _Stream) -> None:
+        """In a thread: one reply from its first token to its end."""
+        request_id = stream.request.request_id
+        end: Finished | Failure
+        try:
+            end = self._engine.generate(
+                stream.request, lambda text: self._outbox.put(stream, text), lambda: stream.cancelled
+            )
+        except InferenceError as error:
+            end = Failure(code=error.code, message=str(error), request_id=request_id)
+        self._outbox.put(stream, end)
+
+    def _ended(self, stream: _Stream, mine: dict[str, _Stream]) -> None:
+        mine.pop(stream.request.request_id, None)
+        self._streams.discard(stream)
+        if not self._streams:
+            self._idle.set()
+
+
+def main(spec: WorkerSpec, pipe: int) -> int:
+    """A forked child's whole life; returns its exit status."""
+    os.setpgid(0, 0)
+    setproctitle(f"coral-reef: worker {spec.name}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Neither the watchdog nor the readiness of the service is a worker's business.
+    os.environ.pop("NOTIFY_SOCKET", None)
+    set_up_logging(f"worker {spec.name}")
+    began = time.monotonic()
+    try:
+        engine, listener = _load(spec)
+    except InferenceError as error:
+        os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error))))
+        return 1
+    ready = WorkerReady(context_tokens=engine.context_tokens, load_s=time.monotonic() - began)
+
+    async def serve() -> None:
+        worker = Worker(spec, engine)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+        os.write(pipe, encode(ready))
+        await worker.run(listener)
+
+    import uvloop
+
+    uvloop.run(serve())
+    return 0
+
+
+def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
+    """The engine with its verified model, and a listening socket."""
+    path = Path(spec.model_path)
+    entry = models.Entry(
+        name=spec.model,
+        kind=spec.kind,
+        file=path.name,
+        sha256=spec.model_sha256,
+        size_bytes=spec.model_size_bytes,
+    )
+    models.verify(models.Model(entry=entry, path=path, shipped=False))
+    engine = TextEngine(
+        path,
+        Path(spec.folder),
+        slots=spec.slots,
+        threads=spec.threads,
+        context_tokens=spec.context_tokens,
+        batch_tokens=spec.batch_tokens,
+        cache_mib=spec.cache_mib,
+    )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    Path(spec.socket).unlink(missing_ok=True)
+    listener.bind(spec.socket)
+    Path(spec.socket).chmod(0o660)
+    listener.listen(64)
+    return engine, listener

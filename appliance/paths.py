@@ -1,0 +1,79 @@
+"""Where everything is on disk: one object, so that the same code runs on the appliance, under `make run` and in tests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Longest path of a UNIX socket on Linux, the closing NUL not counted (unix(7), sun_path).
+SOCKET_PATH_LIMIT_BYTES = 107
+
+
+@dataclass(frozen=True)
+class Paths:
+    """`etc` is what the owner sets, `state` what must survive, `run` what must not."""
+
+    etc: Path
+    state: Path
+    run: Path
+
+    @classmethod
+    def system(cls, root: Path = Path("/")) -> Paths:
+        """The appliance's own folders, below `root`."""
+        return cls(root / "etc/coral-reef", root / "var/lib/coral-reef", root / "run/coral-reef")
+
+    @classmethod
+    def under(cls, state: Path) -> Paths:
+        """Everything below one folder: what `make run` uses."""
+        state = state.absolute()
+        return cls(state / "etc", state, state / "run")
+
+    @classmethod
+    def from_environment(cls) -> Paths:
+        """`CORAL_REEF_STATE` names the folder of `under`; without it, the appliance's own folders."""
+        state = os.environ.get("CORAL_REEF_STATE")
+        return cls.under(Path(state)) if state else cls.system()
+
+    @property
+    def appliance_toml(self) -> Path:
+        return self.etc / "appliance.toml"
+
+    @property
+    def network_yaml(self) -> Path:
+        return self.etc / "network.yaml"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run / "control.sock"
+
+    @property
+    def workers(self) -> Path:
+        """One folder a worker: its socket and its engine's own."""
+        return self.run / "workers"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "coral-reef.db"
+
+    @property
+    def database_key(self) -> Path:
+        return self.state / "db.key"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.state / "admin.key"
+
+    @property
+    def models(self) -> Path:
+        """The owner's own models."""
+        return self.state / "models"
+
+    def sockets_fit(self) -> bool:
+        """Whether the longest socket path that we make fits into a UNIX socket's address."""
+        longest = self.workers / ("x" * 32) / "engine.sock"
+        return len(os.fsencode(longest)) <= SOCKET_PATH_LIMIT_BYTES

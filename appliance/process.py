@@ -1,0 +1,21 @@
+"""What each process of ours asks of the kernel for itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
+    """The kernel sends us `signal_number` when the thread that started us ends; at once when `parent` has ended already.
+
+    prctl(2), PR_SET_PDEATHSIG. A change of user clears it: call this after.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)

@@ -1,0 +1,49 @@
+"""What systemd hears from us: sd_notify(3), and the watchdog fed at half its period."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from sdnotify import SystemdNotifier
+
+
+class Notify:
+    """Says READY, STATUS, STOPPING and WATCHDOG; silent without a NOTIFY_SOCKET."""
+
+    def __init__(self) -> None:
+        self._notifier = SystemdNotifier()
+        self._status = ""
+
+    def ready(self, status: str) -> None:
+        self._notifier.notify(f"READY=1\nSTATUS={status}")
+        self._status = status
+
+    def status(self, status: str) -> None:
+        """Sent when it changed."""
+        if status != self._status:
+            self._notifier.notify(f"STATUS={status}")
+            self._status = status
+
+    def stopping(self, status: str) -> None:
+        self._notifier.notify(f"STOPPING=1\nSTATUS={status}")
+
+    def watchdog(self) -> None:
+        self._notifier.notify("WATCHDOG=1")
+
+
+def watchdog_period_s() -> float | None:
+    """Half of what systemd wants to hear from us, None when it does not: sd_watchdog_enabled(3)."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 2_000_000
+
+
+async def feed_watchdog(notify: Notify, alive: Callable[[], bool]) -> None:
+    """Pings for as long as `alive` says so: a loop that hangs, or a subsystem that died, lets systemd restart us."""
+    period_s = watchdog_period_s()
+    while period_s is not None and alive():
+        notify.watchdog()
+        await asyncio.sleep(period_s)

@@ -1,0 +1,40 @@
+"""Errors of the wire.
+
+WireError
+├── FrameError          the peer sent something that is not a frame of ours; the connection is of no more use
+├── VersionError        the peer speaks another version
+├── PeerRefused         the process at the other end is not one that may talk to us
+├── Disconnected        the connection ended
+└── Refused             the peer understood and said no: `code` and `message`
+"""
+
+from __future__ import annotations
+
+
+class WireError(Exception):
+    """Anything that goes wrong between two of our processes."""
+
+
+class FrameError(WireError):
+    """A length beyond the limit, or bytes that are no message of the protocol."""
+
+
+class VersionError(WireError):
+    """The peer's protocol version is not ours: one of the two processes needs a restart."""
+
+
+class PeerRefused(WireError):
+    """The peer's user is neither root, nor ours, nor in the group `coral-reef`."""
+
+
+class Disconnected(WireError):
+    """The peer went away."""
+
+
+class Refused(WireError):
+    """A request that the peer declined."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
