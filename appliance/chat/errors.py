@@ -5,6 +5,7 @@ ChatError
 ├── UnknownSession      404
 ├── BadMessage          400     empty, or longer than the owner allows
 ├── Unavailable         503     no worker is there, or the queue is full; `code` says which
+├── NotStored           503     the database is full, locked or broken; nothing was kept
 └── GenerationFailed    502     the worker died or its engine gave up; 400 when the message does not fit the model's window
 """
 
@@ -44,6 +45,11 @@ class Unavailable(ChatError):
     def __init__(self, message: str, code: str = "unavailable") -> None:
         super().__init__(message)
         self.code = code
+
+
+class NotStored(ChatError):
+    code = "not_stored"
+    status = 503
 
 
 class GenerationFailed(ChatError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import select
@@ -49,7 +50,7 @@ def add_parser(commands: Any) -> None:
         help="everything is kept below this folder (default: $STATE or .state)",
     )
     parser.add_argument(
-        "--port", type=_port, default=None, help="default: $PORT, or gateway.port of appliance.toml"
+        "--port", type=_port, default=None, help="default: $PORT, or api.port of network.yaml"
     )
     parser.set_defaults(run=run)
 
@@ -104,7 +105,7 @@ def _port_of(arguments: argparse.Namespace, settings: Settings) -> int:
             return _port(os.environ["PORT"])
         except argparse.ArgumentTypeError as error:
             raise Failed(f"PORT: {error}", ExitStatus.USAGE) from None
-    return settings.appliance.gateway.port
+    return settings.network.api.port
 
 
 def _refuse_second_instance(paths: Paths) -> None:
@@ -122,8 +123,19 @@ def _refuse_second_instance(paths: Paths) -> None:
         os.close(descriptor)
 
 
+def _address(settings: Settings) -> str:
+    """Where to listen: where the owner says, but never beyond this machine as long as nothing guards what is beyond."""
+    host = settings.network.api.bind
+    if ipaddress.ip_address(host).is_loopback:
+        return host
+    log.warning(
+        "listening on 127.0.0.1, not on %s: TLS and the firewall that belong to it are not there yet", host
+    )
+    return "127.0.0.1"
+
+
 def _bind(settings: Settings, port: int) -> socket.socket:
-    host = settings.appliance.gateway.bind
+    host = _address(settings)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from appliance.config.forms import Address, ModelName, Name
+from appliance.config.forms import ModelName, Name
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -15,10 +15,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Gateway(Section, frozen=True):
-    """The HTTP server."""
+    """The HTTP server; where it listens stands in `network.yaml`, under `api`."""
 
-    bind: Annotated[Address, Meta(description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=1, le=65_535, description="TCP port.")] = 8080
     processes: Annotated[int, Meta(ge=1, le=64, description="Processes that share the port.")] = 1
     message_limit_chars: Annotated[int, Meta(ge=1, le=100_000, description="Longest chat message.")] = 8000
     body_limit_bytes: Annotated[int, Meta(ge=1024, le=1_048_576, description="Largest request body.")] = (

@@ -28,7 +28,7 @@ from . import rest, websocket
 from .auth import Authentication
 from .generator import LeasedGenerator
 from .links import SupervisorLink
-from .pages import PagePlugin
+from .pages import docs, openapi_json
 from .problems import HANDLERS
 from .store import ConversationStore
 
@@ -85,7 +85,6 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
         found: LeasedGenerator = state.generator
         return found
 
-    page = PagePlugin(path=["/docs", "/"])  # whoever opens the bare address in a browser reads it too
     private = DefineMiddleware(Authentication, exclude_from_auth_key="public")
     api = Router(
         "/",
@@ -94,7 +93,7 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
         security=[{"key": []}],
     )
     return Litestar(
-        [api],
+        [api, openapi_json, docs],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
         dependencies={
@@ -107,8 +106,8 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             title="Coral-Reef",
             version=__version__,
             description="Chat with the personas of a Coral-Reef tower.",
-            path="/",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json"), page],
+            path="/openapi",  # the framework's own place for it answers every path below with HTML: keep that off "/"
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
             components=Components(
                 security_schemes={
                     "key": SecurityScheme(

@@ -6,8 +6,7 @@ import json
 from html import escape
 from typing import Any
 
-from litestar.connection import Request
-from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar import MediaType, Request, get
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --coral: #e8604c; }
@@ -39,11 +38,16 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 """
 
 
-class PagePlugin(OpenAPIRenderPlugin):
-    """Renders the description."""
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The OpenAPI 3.1 description, for programs."""
+    return request.app.openapi_schema.to_schema()
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        return page(openapi_schema).encode()
+
+@get(["/", "/docs"], include_in_schema=False, media_type=MediaType.HTML, sync_to_thread=False)
+def docs(request: Request[Any, Any, Any]) -> str:
+    """The same for people; whoever opens the bare address in a browser reads it too."""
+    return page(request.app.openapi_schema.to_schema())
 
 
 def page(description: dict[str, Any]) -> str:

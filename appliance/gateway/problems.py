@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,9 @@ from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 from appliance.chat.errors import ChatError
 
 log = logging.getLogger(__name__)
+
+#: How msgspec names a field that is missing or unknown.
+_QUOTED_FIELD = re.compile(r"field `([^`]*)`")
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -82,8 +86,12 @@ def of_http(_request: Request[Any, Any, Any], error: HTTPException) -> Response[
 
 
 def _field(extra: dict[str, Any]) -> str:
-    """The field of a validation message: Litestar's key, or the path that msgspec put into the text."""
-    return str(extra.get("key") or "")
+    """The field of a validation message: the one that the text quotes as missing or unknown, else the framework's key."""
+    key = str(extra.get("key") or "")
+    quoted = _QUOTED_FIELD.search(str(extra.get("message", "")))
+    if quoted is None:
+        return "" if key == "data" else key  # `data` is the framework's name for the whole body
+    return quoted[1] if key in ("", "data") else f"{key}.{quoted[1]}"
 
 
 def of_chat(_request: Request[Any, Any, Any], error: ChatError) -> Response[bytes]:

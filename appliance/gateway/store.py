@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
+from appliance.chat.errors import BadMessage, NotStored, UnknownSession
 from appliance.chat.store import SessionInfo, StoredTurn
 from appliance.storage.async_store import AsyncStore
 from appliance.storage.conversations import Conversations, Session, StoredMessage
+from appliance.storage.errors import NoSuchSession, StorageError, UnstorableText
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ConversationStore:
@@ -16,10 +22,10 @@ class ConversationStore:
         self._store, self._conversations = store, conversations
 
     async def create(self, owner: str, persona_id: str) -> SessionInfo:
-        return _info(await self._store.run(self._conversations.create, owner, persona_id))
+        return _info(await self._run(self._conversations.create, owner, persona_id))
 
     async def find(self, session_id: str) -> SessionInfo | None:
-        session = await self._store.run(self._conversations.get, session_id)
+        session = await self._run(self._conversations.get, session_id)
         return None if session is None else _info(session)
 
     async def recent(self, session_id: str, limit: int) -> Sequence[StoredTurn]:
@@ -28,7 +34,7 @@ class ConversationStore:
 
     async def history(self, session_id: str, limit: int | None = None) -> list[StoredMessage]:
         """The newest messages, oldest first, with all that was kept of them."""
-        return await self._store.run(self._conversations.history, session_id, limit=limit)
+        return await self._run(self._conversations.history, session_id, limit=limit)
 
     async def commit(
         self,
@@ -41,7 +47,7 @@ class ConversationStore:
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        await self._store.run(
+        await self._run(
             self._conversations.append_turn,
             session_id,
             user,
@@ -52,8 +58,19 @@ class ConversationStore:
             completion_tokens=completion_tokens,
         )
 
+    async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a call of the storage, with its errors as the chat's own."""
+        try:
+            return await self._store.run(call, *args, **kwargs)
+        except NoSuchSession as error:
+            raise UnknownSession(str(error)) from error  # deleted while the reply was written
+        except UnstorableText as error:
+            raise BadMessage(str(error)) from error
+        except StorageError as error:
+            raise NotStored(str(error)) from error
+
     async def delete(self, session_id: str) -> bool:
-        return await self._store.run(self._conversations.delete, session_id)
+        return await self._run(self._conversations.delete, session_id)
 
 
 def _info(session: Session) -> SessionInfo:

@@ -13,9 +13,11 @@ from types import TracebackType
 
 from appliance import __version__
 from appliance.config.load import Settings
+from appliance.config.network import Mode
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
+from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
 from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
 
@@ -72,6 +74,10 @@ class Supervisor:
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._problems: list[str] = []
+        if settings.network.mode is not Mode.LOCAL:
+            self._problems.append(
+                f"mode {settings.network.mode} is checked but not in effect yet: running as local"
+            )
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
@@ -95,7 +101,7 @@ class Supervisor:
             feed_watchdog(self._notify, lambda: not any(task.done() for task in tasks)), name="watchdog"
         )
         self._notify.ready(self._summary())
-        log.info("ready in %.2f s; mode %s", time.monotonic() - self._began, self._settings.network.mode)
+        log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
             await self._until_stopped(tasks)
         finally:

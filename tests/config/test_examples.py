@@ -201,7 +201,7 @@ def test_appliance_toml_fits_the_schema() -> None:
     ("file", "value"),
     [
         ("appliance.toml", {"gatway": {}}),
-        ("appliance.toml", {"gateway": {"port": 70_000}}),
+        ("appliance.toml", {"gateway": {"processes": 70_000}}),
         ("network.yaml", {"interfaces": {"primry": {"type": "usb"}}}),
         ("network.yaml", {"interfaces": {"primary": {"type": "usb", "speed": "fast"}}}),
         ("network.yaml", {"p2p": {"turn_secret": 7}}),

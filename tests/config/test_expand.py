@@ -163,5 +163,5 @@ def test_show_prints_what_was_written(tmp_path: Path) -> None:
     assert shown["network"]["p2p"]["turn_secret"] == "********${N} (set)"
     credentials = [server["credential"] for server in shown["network"]["p2p"]["ice_servers"]]
     assert credentials == ["********", "${MISSING} (not set)", "********"]
-    assert shown["appliance"]["gateway"]["port"] == 8080
+    assert shown["network"]["api"]["port"] == 8080
     assert b"hunter2" not in msgspec.json.encode(shown)

@@ -8,11 +8,12 @@ import pytest
 
 from appliance.config.errors import ConfigError, Problem, Severity
 from appliance.config.expand import Variables
-from appliance.config.load import check, load_appliance, load_network
+from appliance.config.load import check, load_network
 
 PORT = "an integer from 1 to 65535"
+PROCESSES = "an integer from 1 to 64"
 ICE = "a URL like stun:stun.example.org:3478 or turns:turn.example.org:5349?transport=tcp"
-GATEWAY_KEYS = "bind, port, processes, message_limit_chars, body_limit_bytes, drain_s"
+GATEWAY_KEYS = "processes, message_limit_chars, body_limit_bytes, drain_s"
 
 
 def said(folder: Path, name: str, text: str) -> list[str]:
@@ -25,31 +26,33 @@ def said(folder: Path, name: str, text: str) -> list[str]:
     ("text", "message"),
     [
         (
-            "\n[gateway]\nprot = 1",
-            f"3: gateway.prot: unknown key, expected one of {GATEWAY_KEYS}, nearest valid key: port",
+            "\n[gateway]\ndrian_s = 1",
+            f"3: gateway.drian_s: unknown key, expected one of {GATEWAY_KEYS}, nearest valid key: drain_s",
         ),
         ("[gateway]\nqqq = 1", f"2: gateway.qqq: unknown key, expected one of {GATEWAY_KEYS}"),
         (
-            "gatewy.port = 1",
+            "gatewy.processes = 1",
             (
                 "1: gatewy: unknown key, expected one of gateway, chat, text, scheduler, supervisor, "
                 "nearest valid key: gateway"
             ),
         ),
-        ("gateway.port = 0", f"1: gateway.port: is 0, expected {PORT}"),
-        (f"gateway.port = 0x{'f' * 20}", f"1: gateway.port: is a huge number, expected {PORT}"),
-        ("gateway.port = '80'", f'1: gateway.port: is the text "80", expected {PORT}'),
-        ("gateway.port = true", f"1: gateway.port: is true, expected {PORT}"),
-        ("gateway.port = 1.5", f"1: gateway.port: is a number, expected {PORT}"),
-        ("gateway.port = 2020-01-01", f"1: gateway.port: is a date or a time, expected {PORT}"),
+        ("gateway.processes = 0", f"1: gateway.processes: is 0, expected {PROCESSES}"),
+        (
+            f"gateway.processes = 0x{'f' * 20}",
+            f"1: gateway.processes: is a huge number, expected {PROCESSES}",
+        ),
+        ("gateway.processes = '80'", f'1: gateway.processes: is the text "80", expected {PROCESSES}'),
+        ("gateway.processes = true", f"1: gateway.processes: is true, expected {PROCESSES}"),
+        ("gateway.processes = 1.5", f"1: gateway.processes: is a number, expected {PROCESSES}"),
+        (
+            "gateway.processes = 2020-01-01",
+            f"1: gateway.processes: is a date or a time, expected {PROCESSES}",
+        ),
         ("gateway = []", "1: gateway: is a list, expected a table"),
         (
-            "gateway.bind = {}",
-            "1: gateway.bind: is a table, expected an IP address like 127.0.0.1, 0.0.0.0 or ::",
-        ),
-        (
-            "gateway.bind = 'localhost'",
-            '1: gateway.bind: is "localhost", expected an IP address like 127.0.0.1, 0.0.0.0 or ::',
+            "chat.temperature = {}",
+            "1: chat.temperature: is a table, expected a number from 0 to 2",
         ),
         ("chat.temperature = nan", "1: chat.temperature: is nan, expected a number from 0 to 2"),
         ("chat.top_p = 0", "1: chat.top_p: is 0, expected a number above 0 and at most 1"),
@@ -213,15 +216,15 @@ def test_config_error_holds_problems_and_reads_as_their_errors(tmp_path: Path) -
 
 
 def test_values_of_names_and_secrets_are_not_repeated(tmp_path: Path) -> None:
-    path = tmp_path / "appliance.toml"
-    path.write_text("gateway.bind = '${WHERE}'")
+    path = tmp_path / "network.yaml"
+    path.write_text("api: {bind: '${WHERE}'}")
     with pytest.raises(ConfigError) as caught:
-        load_appliance(path, variables=Variables({"WHERE": "hunter2"}))
+        load_network(path, variables=Variables({"WHERE": "hunter2"}))
     assert caught.value.problems == (
         Problem(
             str(path),
             1,
-            "gateway.bind",
+            "api.bind",
             'the value of "${WHERE}" does not fit, expected an IP address like 127.0.0.1, 0.0.0.0 or ::',
         ),
     )

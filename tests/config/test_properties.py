@@ -181,7 +181,7 @@ def test_bad_key_of_any_toml_document_is_found_on_its_line(data: st.DataObject) 
     block = data.draw(
         st.sampled_from(
             [
-                f"[gateway]\nport = 1\n{key} = {value}\n",
+                f"[gateway]\nprocesses = 1\n{key} = {value}\n",
                 f"[ gateway ] # {BAD}\n\n\n{key}={value}\ndrain_s = 1\n",
                 f"[gateway.{key}]\nx = {value}\n",
                 f"[[gateway.{key}]]\nx = {value}\n[[gateway.{key}]]\n",
@@ -192,7 +192,7 @@ def test_bad_key_of_any_toml_document_is_found_on_its_line(data: st.DataObject) 
     blocks.insert(data.draw(st.integers(0, len(blocks))), block)
     if data.draw(st.booleans()):
         blocks = [
-            f"gateway = {{ port = 1, {key} = {value} }}\n",
+            f"gateway = {{ processes = 1, {key} = {value} }}\n",
             *(item for item in blocks if item is not block),
         ]
     text = "".join(blocks)

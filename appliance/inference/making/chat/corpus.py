@@ -564,9 +564,41 @@ class Corpus:
                 ]
         return turn
 
+    def echo_turn(self, rng: random.Random) -> list[Message]:
+        """The user wants words said again: pure copying, of words that nobody could guess."""
+        parts = []
+        for _ in range(rng.randint(1, 4)):
+            kind = rng.random()
+            if kind < 0.35:
+                parts.append(self._span(rng, self.queries if rng.random() < 0.5 else self.clauses))
+            elif kind < 0.65:
+                parts.append(" ".join(rng.choice(self._words) for _ in range(rng.randint(1, 4))))
+            elif kind < 0.85:
+                parts.append(self._invented(rng))
+            else:
+                parts.append(str(rng.randint(0, 10 ** rng.randint(1, 5))))
+        words = " ".join(parts)
+        ask = rng.choice(
+            (
+                "repeat after me: {}",
+                "say {}",
+                "please say: {}",
+                "write {}",
+                "repeat: {}",
+                "say the words {}",
+                "copy this: {}",
+                "say after me {}",
+                "can you repeat this, {}",
+                "just write {}",
+            )
+        )
+        ask = ask[:1].upper() + ask[1:] if rng.random() < 0.6 else ask
+        return [Message("user", ask.format(words)), Message("assistant", words)]
+
     # --- a conversation --------------------------------------------------------------------------------------
 
-    def conversation(self, rng: random.Random) -> Conversation:
+    def conversation(self, rng: random.Random, *, echo: float = 0.0) -> Conversation:
+        """One conversation; `echo` is the share of turns that only ask to repeat words."""
         persona = rng.choice(self.personas)
         system = persona["system"]
         if rng.random() < 0.04:
@@ -582,6 +614,9 @@ class Corpus:
         ask_name: list[Message] | None = None
         named = False
         for _ in range(turns):
+            if echo and rng.random() < echo:
+                result.messages += self.echo_turn(rng)
+                continue
             roll = rng.random()
             if ask_name is not None and rng.random() < 0.3:
                 result.messages += ask_name

@@ -12,16 +12,21 @@ import argparse
 import ast
 import json
 import operator
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .corpus import HERE, TOOL_NAMES, Corpus
+from .corpus import HERE, TOOL_NAMES, Corpus, Message
 
 HELDOUT = HERE / "heldout"
+
+#: What each set should reach, in per cent.
+GOALS = {"appliance": 80, "unknowable": 90, "tools": 95}
 
 #: How a persona says that it does not know.
 DECLINES = re.compile(r"\b(do not|don't|cannot) know\b|\bno idea\b", re.IGNORECASE)
@@ -157,67 +162,68 @@ def shared_templates(corpus: Corpus) -> list[str]:
     return shared
 
 
-def engine(model: Path, temperature: float) -> Answer:
+class Engine:
     """The model in llama.cpp's server core, as the text worker runs it."""
-    import os
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import tempfile
+    def __init__(self, model: Path) -> None:
+        # Set before the engine is loaded: active waiting makes two threads on a busy host collapse.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        import xllamacpp
 
-    import xllamacpp
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_ctx = 1024
+        params.n_parallel = 1
+        params.cache_ram_mib = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        params.hostnames = [tempfile.mkdtemp(prefix="evaluate-") + "/engine.sock"]
+        params.force_pure_content_parser = True  # what the model says is judged to the letter
+        params.verbosity = -1
+        self._server = xllamacpp.Server(params)
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx = 1024
-    params.n_parallel = 1
-    params.cache_ram_mib = 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.hostnames = [tempfile.mkdtemp() + "/engine.sock"]
-    params.force_pure_content_parser = True
-    params.verbosity = -1
-    server = xllamacpp.Server(params)
-
-    def answer(system: str, user: str, tools: tuple[str, ...]) -> str:
+    def answer(
+        self,
+        system: str,
+        said: list[Message],
+        tools: tuple[str, ...],
+        temperature: float,
+        top_p: float,
+    ) -> str:
+        """The next thing that the persona says after `said`, with the tools of these names offered."""
+        turns = [{"role": message.role, "content": message.content} for message in said]
         request: dict[str, Any] = {
-            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+            "messages": [{"role": "system", "content": system}, *turns],
             "max_tokens": 96,
             "temperature": temperature,
+            "top_p": top_p,
             "seed": 1,
         }
         if tools:
-            request["tools"] = [
-                {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
-                for name in tools
-            ]
-            request["tool_choice"] = "auto"
-        reply = server.handle_chat_completions(request)
-        message = reply["choices"][0]["message"]
-        said = message.get("content") or ""
-        for call in message.get("tool_calls") or ():
-            function = call["function"]
-            arguments = json.loads(function["arguments"])
-            said += (
-                "<tool_call>"
-                + json.dumps({"name": function["name"], "arguments": arguments})
-                + "</tool_call>"
-            )
-        return str(said)
-
-    return answer
+            functions = [{"name": name, "parameters": {"type": "object"}} for name in tools]
+            request["tools"] = [{"type": "function", "function": each} for each in functions]
+        reply = self._server.handle_chat_completions(request)
+        if "choices" not in reply:
+            raise RuntimeError(f"the engine answered {reply}")
+        return str(reply["choices"][0]["message"].get("content") or "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: greedy")
     parser.add_argument("--wrong", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
     corpus = Corpus()
     shared = shared_templates(corpus)
     for line in shared:
         print(f"shares a template with the training text: {line}", file=sys.stderr)
-    items = list(judge(corpus, engine(arguments.model, arguments.temperature)))
-    for kind, goal in (("appliance", 80), ("unknowable", 90), ("tools", 95)):
+    engine = Engine(arguments.model)
+
+    def ask(system: str, user: str, tools: tuple[str, ...]) -> str:
+        return engine.answer(system, [Message("user", user)], tools, arguments.temperature, 1.0)
+
+    items = list(judge(corpus, ask))
+    for kind, goal in GOALS.items():
         some = [item for item in items if item.kind == kind]
         good = sum(item.right for item in some)
         print(f"{kind}: {good} of {len(some)} right ({100 * good / len(some):.1f} %, goal {goal} %)")
@@ -226,8 +232,6 @@ def main() -> None:
             if not item.right:
                 print(f"[{item.kind}] {item.persona} <- {item.asked}\n    {item.answer}")
     sys.stdout.flush()
-    import os
-
     os._exit(bool(shared))  # the engine's threads do not end by themselves
 
 

@@ -14,7 +14,8 @@ import gguf
 import numpy as np
 import torch
 
-from .corpus import ASSISTANT, END, PAD, SPECIAL, SYSTEM, TOOL, TOOLS, USER
+from . import tokens
+from .corpus import ASSISTANT, END, HERE, PAD, SPECIAL, SYSTEM, TOOL, TOOLS, USER
 from .train import Network, Shape
 
 NAME = "Coral-Reef chat"
@@ -108,6 +109,8 @@ def export(out: Path, target: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(target)
+    learnt_samples = tokens.samples(tokens.load(out / "tokenizer.json"))
+    (HERE / "token-samples.json").write_text(json.dumps(learnt_samples, indent=1) + "\n", "utf-8")
     print(f"{target}: {target.stat().st_size:,} bytes, {state['step']} steps")
 
 

@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE, learnt from our own text alone, one token a digit.
 
 Single digits let a small model copy and place numbers; the merges never join them, so llama.cpp's `gpt-2` pre-tokenizer gives the
-same ids as the one here (`tests/inference/test_chat_model.py` compares the two).
+same ids as the one here: `samples` is what a test compares the engine with.
 """
 
 from __future__ import annotations
@@ -54,6 +54,22 @@ def learn(corpus: Corpus, path: Path, *, seed: int = 1, conversations: int = 30_
 def load(path: Path) -> Tokenizer:
     """Reads a tokenizer written by `learn`."""
     return Tokenizer.from_file(str(path))
+
+
+def samples(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Texts with their ids: what people write, and what trips tokenizers up."""
+    texts = [
+        "How many TPUs can it hold?",
+        "what's 1250 minus 785?",
+        "  two  spaces, a tab\tand a\nnew line",
+        "I'm sure they've said it isn't. WE'LL SEE!",
+        "na\u00efve caf\u00e9 \u2013 \u4f60\u597d \U0001f980",
+        '{"name": "set_timer", "arguments": {"minutes": 45}}',
+        "x" * 40,
+        "...!!!???",
+        "3.14 1,000 2026-11-22",
+    ]
+    return {text: tokenizer.encode(text, add_special_tokens=False).ids for text in texts}
 
 
 def encode(tokenizer: Tokenizer, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:

@@ -54,6 +54,10 @@ class Plan:
     final_fraction: float = 0.02
     weight_decay: float = 0.05
     seed: int = 7
+    #: From this step on, this share of the turns only asks to repeat words. By then the model has its language, and learns to
+    #: copy what it was told (a query, a number, a name) within some hundred steps; without, it had not after two thousand.
+    echo_from: int = 1_800
+    echo_share: float = 0.12
 
 
 class Norm(nn.Module):
@@ -143,12 +147,13 @@ class Rows:
         """Ids and whether each is learnt, both (rows, context + 1)."""
         rng = random.Random(f"{self.plan.seed}/{step}")
         length = self.shape.context + 1
+        echo = self.plan.echo_share if step >= self.plan.echo_from else 0.0
         ids = torch.zeros(self.plan.rows, length, dtype=torch.long)
         learnt = torch.zeros(self.plan.rows, length, dtype=torch.bool)
         for row in range(self.plan.rows):
             filled = 0
             while filled < length:
-                pieces = render(self.corpus.conversation(rng))
+                pieces = render(self.corpus.conversation(rng, echo=echo))
                 some, says = tokens.encode(self.tokenizer, pieces)
                 some, says = some[: length - filled], says[: length - filled]
                 ids[row, filled : filled + len(some)] = torch.tensor(some)

@@ -1,0 +1,66 @@
+"""A model that never stops by itself: the shipped one, with the end of a turn taken out of its vocabulary.
+
+Replies of the shipped model are over in 20 ms. Tests that interrupt one need a reply that lasts, from the same engine: a copy
+whose `<|end|>` has another name (llama.cpp stops at tokens of certain names) and whose window is longer writes until it reaches
+`max_tokens`, at about a millisecond a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+from appliance.inference.models import SHIPPED, read_manifest
+
+NAME = "endless"
+
+#: Some thirty seconds of reply.
+WINDOW_TOKENS = 8192
+ENDLESS_TOKENS = 8000
+
+CONFIGURATION = f"""\
+[text]
+model = "{NAME}"
+
+[chat]
+max_tokens = {ENDLESS_TOKENS}
+temperature = 0.8
+"""
+
+_GGUF_UINT32 = 4
+
+
+def add_endless_model(models: Path) -> None:
+    """Puts the model and its manifest into `models`, the owner's folder."""
+    entry = next(each for each in read_manifest(SHIPPED) if each.kind == "text")
+    data = (SHIPPED / entry.file).read_bytes()
+    assert b"<|end|>" in data, "the shipped model ends its turns with another token now: adapt this file"
+    data = data.replace(b"<|end|>", b"<|fin|>")
+    data = _with_uint32(data, "tokenizer.ggml.eos_token_id", 0)
+    data = _with_uint32(data, "llama.context_length", WINDOW_TOKENS)
+    models.mkdir(parents=True)
+    file = models / f"{NAME}.gguf"
+    file.write_bytes(data)
+    manifest = {
+        "models": [
+            {
+                "name": NAME,
+                "kind": "text",
+                "file": file.name,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size_bytes": len(data),
+                "context_tokens": WINDOW_TOKENS,
+            }
+        ]
+    }
+    (models / "manifest.json").write_text(json.dumps(manifest), "ascii")
+
+
+def _with_uint32(data: bytes, key: str, value: int) -> bytes:
+    """A GGUF file with another value of a uint32 in its header: key, type, value, all little-endian."""
+    field = key.encode() + struct.pack("<I", _GGUF_UINT32)
+    assert data.count(field) == 1, f"{key} is not in the model once"
+    start = data.index(field) + len(field)
+    return data[:start] + struct.pack("<I", value) + data[start + 4 :]

@@ -1,0 +1,85 @@
+"""The chat model that ships keeps what its card says, on text that it never saw."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.inference import models
+from appliance.inference.making.chat import evaluate
+from appliance.inference.making.chat.corpus import Corpus
+
+pytestmark = pytest.mark.system
+
+MODEL = models.SHIPPED / "coral-reef-chat.gguf"
+
+
+def test_held_out_text_shares_no_template_with_the_training_text() -> None:
+    assert evaluate.shared_templates(Corpus()) == []
+
+
+def test_held_out_sets_have_the_size_that_the_card_says() -> None:
+    sizes = [len(evaluate.lines(name)) for name in ("appliance.jsonl", "unknowable.jsonl", "tools.jsonl")]
+    assert sizes == [200, 50, 100]
+
+
+def test_held_out_figures_reach_their_goals() -> None:
+    command = [sys.executable, "-m", "appliance.inference.making.chat.evaluate", str(MODEL)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert answer.returncode == 0, answer.stderr
+    figures = {
+        kind: 100 * int(good) / int(count)
+        for kind, good, count in re.findall(r"^(\w+): (\d+) of (\d+) right", answer.stdout, re.MULTILINE)
+    }
+    assert figures.keys() == evaluate.GOALS.keys()
+    missed = {kind: figure for kind, figure in figures.items() if figure < evaluate.GOALS[kind]}
+    assert not missed, answer.stdout
+
+
+TOKENIZE = """
+import http.client, json, os, socket, sys, tempfile
+os.environ["OMP_WAIT_POLICY"] = "passive"
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel, params.n_ctx, params.cache_ram_mib = sys.argv[1], 1, 256, 0
+path = tempfile.mkdtemp() + "/engine.sock"
+params.hostnames, params.verbosity = [path], -1
+server = xllamacpp.Server(params)
+found = {}
+for text in json.load(sys.stdin):
+    connection = http.client.HTTPConnection("engine")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    body = json.dumps({"content": text, "add_special": False})
+    connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
+    found[text] = json.load(connection.getresponse())["tokens"]
+print(json.dumps(found), flush=True)
+os._exit(0)
+"""
+
+
+def test_the_engine_tokenizes_as_the_training_did() -> None:
+    path = Path(evaluate.HERE) / "token-samples.json"
+    expected = json.loads(path.read_text("utf-8"))
+    answer = subprocess.run(
+        [sys.executable, "-c", TOKENIZE, str(MODEL)],
+        input=json.dumps(list(expected)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(answer.stdout) == expected
+
+
+def test_the_card_names_the_file_that_ships() -> None:
+    (entry,) = (entry for entry in models.read_manifest(models.SHIPPED) if entry.name == "coral-reef-chat")
+    assert entry.sha256 == models.digest(MODEL)
+    card = MODEL.with_suffix(".md").read_text("utf-8")
+    assert card.count("### ") == 10, "ten conversations"
+    assert f"{entry.size_bytes / 1e6:.1f} MB" in card
