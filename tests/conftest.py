@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+
+# Machines are noisy: a slow example is no failure. What must end in time has a timeout of its own.
+hypothesis.settings.register_profile("noisy", deadline=None)
+hypothesis.settings.load_profile("noisy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,9 +8,11 @@ generation, keeps what was said and gives the lease back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,9 +21,12 @@ from appliance.wire.messages import Finished, FinishReason, Sampling, Turn, Usag
 from .errors import BadMessage, ChatError, UnknownSession
 from .generator import Generation, Generator
 from .personas import Persona, find_persona
-from .store import SessionInfo, Store
+from .store import SessionInfo, Store, StoredTurn
 
 log = logging.getLogger(__name__)
+
+#: What of a conversation travels to the worker, which then takes what fits its window. A frame holds 1 MiB.
+HISTORY_LIMIT_BYTES = 384 * 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +59,11 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
-Event = Started | Text | Done
+class Idle(msgspec.Struct, frozen=True):
+    """Nothing has come for a while; only for who asks for it."""
+
+
+Event = Started | Text | Done | Idle
 
 
 class Reply:
@@ -71,8 +80,11 @@ class Reply:
         self._generation: Generation | None = None
         self._cancelled = False
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Started, any number of Text, Done; raises ChatError instead of Done. Leaving early cancels the reply."""
+    async def events(self, *, idle_s: float | None = None) -> AsyncGenerator[Event, None]:
+        """Started, any number of Text, Done; raises ChatError instead of Done. Leaving early cancels the reply.
+
+        With `idle_s`, an Idle comes whenever nothing else has for as long.
+        """
         try:
             yield Started(
                 request_id=self.request_id,
@@ -91,7 +103,12 @@ class Reply:
                     raise self._end
                 else:
                     self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
+                    if idle_s is None:
+                        await self._wake
+                        continue
+                    done, _ = await asyncio.wait([self._wake], timeout=idle_s)
+                    if not done:
+                        yield Idle()
         finally:
             self.cancel()
 
@@ -124,6 +141,28 @@ class Reply:
             self._wake.set_result(None)
 
 
+def newest(history: Sequence[StoredTurn], limit_bytes: int) -> list[Turn]:
+    """The newest turns that fit together into `limit_bytes`, beginning with something that the user said."""
+    kept: list[Turn] = []
+    for turn in reversed(history):
+        limit_bytes -= len(turn.content.encode())
+        if limit_bytes < 0:
+            break
+        kept.append(Turn(turn.role, turn.content))
+    while kept and kept[-1].role != "user":
+        kept.pop()
+    return kept[::-1]
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits `work` even when this task is cancelled meanwhile: a reply that is complete is kept."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
+
+
 class Chat:
     """Personas, a store and a generator, brought together."""
 
@@ -139,7 +178,7 @@ class Chat:
         self.personas = personas
         self._store, self._generator = store, generator
         self._history_messages, self._message_limit_chars = history_messages, message_limit_chars
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Reply] = {}
 
     async def reply(self, question: Question, *, owner: str, may_read_all: bool) -> Reply:
         """Starts a reply. BadMessage, UnknownPersona or UnknownSession when there is nothing to reply to."""
@@ -154,9 +193,19 @@ class Chat:
         session = await self._session(question, persona, owner, may_read_all=may_read_all)
         reply = Reply(f"req-{secrets.token_urlsafe(12)}", session)
         reply.task = asyncio.create_task(self._write(reply, question, persona), name=reply.request_id)
-        self._running.add(reply.task)
-        reply.task.add_done_callback(self._running.discard)
+        self._running[reply.task] = reply
+        reply.task.add_done_callback(lambda task: self._ended(task, reply))
         return reply
+
+    def _ended(self, task: asyncio.Task[None], reply: Reply) -> None:
+        self._running.pop(task, None)
+        if task.cancelled():  # before its first step: its own end was never reached
+            reply.end(Done(finish_reason=FinishReason.CANCELLED, usage=Usage()))
+
+    def cancel_all(self) -> None:
+        """Cancels every reply; each ends as if its client had asked for it."""
+        for reply in list(self._running.values()):
+            reply.cancel()
 
     async def close(self) -> None:
         """Cancels what runs and waits until it is stored."""
@@ -183,12 +232,12 @@ class Chat:
                 history = await self._store.recent(reply.session.id, self._history_messages)
                 turns = [
                     Turn("system", persona.system),
-                    *(Turn(turn.role, turn.content) for turn in history),
+                    *newest(history, HISTORY_LIMIT_BYTES),
                     Turn("user", question.message),
                 ]
                 reply.writing(generation)
                 finished = await self._generate(generation, turns, question.sampling, reply)
-                await self._keep(reply, question, finished)
+                await _to_its_end(self._keep(reply, question, finished))
                 end = Done(finish_reason=finished.finish_reason, usage=finished.usage)
         except ChatError as error:
             end = error

@@ -113,6 +113,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     paths = paths_of(arguments)
     url, key = url_of(arguments, paths), key_of(arguments, paths)
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise Failed(
+            f"{url!r} is no address: {error}; expected one like http://127.0.0.1:8080", ExitStatus.USAGE
+        ) from None
     # An API key in a header only: a proxy variable of the shell must not see it either, hence trust_env.
     with httpx.Client(
         base_url=url,

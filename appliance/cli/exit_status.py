@@ -14,6 +14,7 @@ class ExitStatus(IntEnum):
     USAGE = 2
     UNAVAILABLE = os.EX_UNAVAILABLE  # 69
     CANNOT_CREATE = os.EX_CANTCREAT  # 73
+    BAD_DATABASE = os.EX_IOERR  # 74
     IN_USE = os.EX_TEMPFAIL  # 75
     REFUSED = os.EX_NOPERM  # 77
     BAD_CONFIGURATION = os.EX_CONFIG  # 78
@@ -26,6 +27,7 @@ MEANINGS = {
     ExitStatus.USAGE: "wrong use of the command",
     ExitStatus.UNAVAILABLE: "the appliance is not running, or a part of it does not start",
     ExitStatus.CANNOT_CREATE: "a folder or file cannot be written",
+    ExitStatus.BAD_DATABASE: "the database or its key cannot be used",
     ExitStatus.IN_USE: "the port or the state folder is in use",
     ExitStatus.REFUSED: "the API key was refused",
     ExitStatus.BAD_CONFIGURATION: "a configuration file has errors",

@@ -51,12 +51,20 @@ def url_of(arguments: argparse.Namespace, paths: Paths) -> str:
 def key_of(arguments: argparse.Namespace, paths: Paths) -> str:
     """The API key: `--key-file`, $CORAL_REEF_KEY, or the appliance's first key. Never taken from the command line."""
     if arguments.key_file is None and os.environ.get("CORAL_REEF_KEY"):
-        return os.environ["CORAL_REEF_KEY"].strip()
+        return _plain(os.environ["CORAL_REEF_KEY"].strip(), "$CORAL_REEF_KEY")
     path = arguments.key_file or paths.admin_key
     try:
         with path.open("rb") as file:
-            return file.read(KEY_LIMIT_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+            return _plain(file.read(KEY_LIMIT_BYTES).decode("ascii", "replace").strip(), str(path))
+    except OSError as error:
         raise Failed(
-            f"cannot read the API key in {path}: {error}; name another with --key-file", ExitStatus.REFUSED
+            f"cannot read the API key in {path}: {error.strerror}; name another with --key-file",
+            ExitStatus.REFUSED,
         ) from None
+
+
+def _plain(key: str, source: str) -> str:
+    """A key goes into a header: printable ASCII without spaces, or it is none."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise Failed(f"{source} holds no API key; name another file with --key-file", ExitStatus.REFUSED)
+    return key

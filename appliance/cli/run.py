@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,7 @@ def _make_folders(paths: Paths) -> None:
     try:
         for folder in (paths.state, paths.etc, paths.run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(paths.run / "probe", b"")
-        (paths.run / "probe").unlink()
+        tempfile.TemporaryFile(dir=paths.run).close()
     except OSError as error:
         raise Failed(
             f"cannot write to {paths.state}: {error.strerror}; choose another folder with STATE=",

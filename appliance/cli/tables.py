@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -19,7 +20,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    # In a pipe there is no edge to fold at.
+    width = None if sys.stdout.isatty() else 1000
+    Console(highlight=False, width=width).print(table)
 
 
 def size(count: int) -> str:

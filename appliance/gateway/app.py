@@ -43,7 +43,9 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             database = await thread.run(Database.open, paths)
             try:
                 conversations = ConversationStore(thread, Conversations(database))
-                supervisor = SupervisorLink(str(paths.control_socket))
+                supervisor = SupervisorLink(
+                    str(paths.control_socket), queue_s=appliance.scheduler.queue_timeout_s
+                )
                 supervisor.start()
                 generator = LeasedGenerator(supervisor)
                 chat = Chat(
@@ -85,15 +87,14 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
         found: LeasedGenerator = state.generator
         return found
 
-    private = DefineMiddleware(Authentication, exclude_from_auth_key="public")
     api = Router(
         "/",
         route_handlers=[*rest.ROUTES, websocket.chat_socket],
-        middleware=[private],
+        middleware=[DefineMiddleware(Authentication)],
         security=[{"key": []}],
     )
     return Litestar(
-        [api, openapi_json, docs],
+        [api, rest.health, openapi_json, docs],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
         dependencies={

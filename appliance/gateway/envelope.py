@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.chat.errors import ChatError
-from appliance.chat.replies import Done, Event, Started, Text
+from appliance.chat.replies import Done, Started, Text
 
 _encode = msgspec.json.Encoder().encode
 
@@ -96,7 +96,7 @@ def write(kind: str, payload: dict[str, Any]) -> bytes:
     return _encode({"type": kind, "payload": payload})
 
 
-def of_event(event: Event, request_id: str) -> bytes:
+def of_event(event: Started | Text | Done, request_id: str) -> bytes:
     """The message of an event of a reply."""
     match event:
         case Text(content=content):

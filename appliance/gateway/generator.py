@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from appliance.chat.errors import GenerationFailed
@@ -20,28 +20,51 @@ from appliance.wire.messages import (
     Usage,
 )
 
-from .links import SupervisorLink, WorkerLink
+from .links import WORKER_LOST, SupervisorLink, WorkerLink
+
+#: How often a place is asked for when its worker is gone before its first word, and the pause between, growing: a second in all.
+PLACE_ATTEMPTS = 5
+PLACE_PAUSE_S = 0.1
 
 
 class LeasedGeneration:
     """A place on a worker, held by a lease."""
 
-    def __init__(self, request_id: str, worker: WorkerLink) -> None:
-        self._request_id, self._worker = request_id, worker
+    def __init__(
+        self, request_id: str, worker: WorkerLink, again: Callable[[], Awaitable[WorkerLink]]
+    ) -> None:
+        """`again` gives the lease back and takes another."""
+        self._request_id, self._worker, self._again = request_id, worker, again
         self._cancelled = False
         self.usage = Usage()
 
     async def run(
         self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
     ) -> Finished:
+        """Writes the reply. A worker that dies before its first word is replaced; nobody has heard of it."""
         request = Generate(request_id=self._request_id, turns=list(turns), sampling=sampling)
-        writing = asyncio.ensure_future(self._worker.generate(request, on_text))
-        if self._cancelled:
-            await asyncio.sleep(0)  # let it send the request before the cancel
-            self._worker.cancel(self._request_id)
-        finished = await writing
-        self.usage = finished.usage
-        return finished
+        said = False
+
+        def tell(text: str) -> None:
+            nonlocal said
+            said = True
+            on_text(text)
+
+        for attempt in range(1, PLACE_ATTEMPTS + 1):
+            writing = asyncio.ensure_future(self._worker.generate(request, tell))
+            if self._cancelled:
+                await asyncio.sleep(0)  # let it send the request before the cancel
+                self._worker.cancel(self._request_id)
+            try:
+                finished = await writing
+            except GenerationFailed as error:
+                if error.code != WORKER_LOST or said or self._cancelled or attempt == PLACE_ATTEMPTS:
+                    raise
+                self._worker = await self._again()
+            else:
+                self.usage = finished.usage
+                return finished
+        raise AssertionError("unreachable")
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -58,16 +81,29 @@ class LeasedGenerator:
 
     @asynccontextmanager
     async def lease(self, request_id: str, session_id: str) -> AsyncIterator[LeasedGeneration]:
-        granted = await self._supervisor.lease(request_id, session_id)
-        usage = Usage()
+        async def again() -> WorkerLink:
+            self._supervisor.settle(request_id, Usage())
+            return await self._place(request_id, session_id)
+
+        generation = LeasedGeneration(request_id, await self._place(request_id, session_id), again)
         try:
-            generation = LeasedGeneration(request_id, await self._worker(granted))
-            try:
-                yield generation
-            finally:
-                usage = generation.usage
+            yield generation
         finally:
-            self._supervisor.settle(request_id, usage)
+            self._supervisor.settle(request_id, generation.usage)
+
+    async def _place(self, request_id: str, session_id: str) -> WorkerLink:
+        """A lease, and the connection to its worker. A worker that died a moment ago is given once more before the supervisor
+        knows: the lease goes back and another is asked for."""
+        for attempt in range(1, PLACE_ATTEMPTS + 1):
+            granted = await self._supervisor.lease(request_id, session_id)
+            try:
+                return await self._worker(granted)
+            except BaseException as error:
+                self._supervisor.settle(request_id, Usage())
+                if attempt == PLACE_ATTEMPTS or not isinstance(error, GenerationFailed):
+                    raise
+            await asyncio.sleep(attempt * PLACE_PAUSE_S)
+        raise AssertionError("unreachable")
 
     @property
     def connected(self) -> bool:
@@ -91,7 +127,7 @@ class LeasedGenerator:
                     connection = await connect(granted.socket, FromWorker, name="gateway")
                 except WireError as error:
                     raise GenerationFailed(
-                        f"worker {granted.worker} cannot be reached: {error}", "worker_lost"
+                        f"worker {granted.worker} cannot be reached: {error}", WORKER_LOST
                     ) from error
                 link = self._workers[granted.worker] = WorkerLink(connection, granted.worker)
             return link

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.chat.errors import GenerationFailed, Unavailable
-from appliance.wire.errors import Disconnected, FrameError, VersionError, WireError
+from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
@@ -27,6 +27,9 @@ from appliance.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+#: The code of a reply whose worker ended.
+WORKER_LOST = "worker_lost"
+
 #: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
 RECONNECT_S = 0.1
 
@@ -34,8 +37,12 @@ RECONNECT_S = 0.1
 class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
-    def __init__(self, path: str, *, patience_s: float = 10.0) -> None:
+    def __init__(
+        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+    ) -> None:
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
         self._path, self._patience_s = path, patience_s
+        self._queue_s, self._answer_s = queue_s, answer_s
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -61,7 +68,11 @@ class SupervisorLink:
         self._leases[request_id] = answer
         try:
             connection.post(LeaseRequest(request_id=request_id, session_id=session_id))
-            return await answer
+            async with asyncio.timeout(self._queue_s + self._answer_s):
+                return await answer
+        except TimeoutError:
+            self.settle(request_id, Usage())
+            raise _stuck() from None
         except asyncio.CancelledError:
             # Granted or not, it must not stay behind.
             self.settle(request_id, Usage())
@@ -86,29 +97,33 @@ class SupervisorLink:
         answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._statuses.append(answer)
         connection.post(StatusRequest())
-        return await answer
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await answer
+        except TimeoutError:
+            raise _stuck() from None
 
     async def _reach(self) -> Connection[Any]:
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._connected.wait()
+                while self._connection is None:
+                    await self._connected.wait()
         except TimeoutError:
             raise Unavailable("the supervisor is not running; try again in a moment") from None
-        assert self._connection is not None
         return self._connection
 
     async def _run(self) -> None:
-        quiet = False
+        said = ""
         while True:
             try:
                 connection = await connect(self._path, FromSupervisor, name="gateway")
             except WireError as error:
-                if not quiet:
+                if said != str(error):
+                    said = str(error)
                     log.warning("waiting for the supervisor: %s", error)
-                quiet = not isinstance(error, VersionError)
                 await asyncio.sleep(RECONNECT_S)
                 continue
-            quiet = False
+            said = ""
             self._connection = connection
             self._connected.set()
             try:
@@ -217,5 +232,9 @@ class WorkerLink:
                     log.error("worker %s refused: %s", self._name, text)
 
 
+def _stuck() -> Unavailable:
+    return Unavailable("the supervisor does not answer; try again in a moment")
+
+
 def _lost(name: str) -> GenerationFailed:
-    return GenerationFailed(f"worker {name} ended while it was writing; ask again", "worker_lost")
+    return GenerationFailed(f"worker {name} ended while it was writing; ask again", WORKER_LOST)

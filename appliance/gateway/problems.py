@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from typing import Any
 
 import msgspec
@@ -103,8 +104,21 @@ def of_chat(_request: Request[Any, Any, Any], error: ChatError) -> Response[byte
     )
 
 
+def _in_decoder(error: Exception) -> bool:
+    """Whether the error comes out of the framework's JSON decoder, which lets two kinds of bad input through as they are."""
+    return isinstance(error, RecursionError | UnicodeDecodeError) and any(
+        frame.filename.endswith("litestar/serialization/msgspec_hooks.py")
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
 def of_bug(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """What nobody expected: the log has the trace, the client only learns that it is our fault."""
+    if _in_decoder(error):
+        detail = "too deeply nested" if isinstance(error, RecursionError) else "not valid UTF-8"
+        return respond(
+            Problem(title=_titles(400), status=400, code="bad_request", detail=f"the body is {detail}")
+        )
     log.error("internal error", exc_info=error)
     status = HTTP_500_INTERNAL_SERVER_ERROR
     return respond(

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, delete, get, post
+from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
-from litestar.params import Parameter
+from litestar.params import JSONBody, Parameter
 from litestar.response import Stream
 
 from appliance import __version__
-from appliance.chat.errors import ChatError
-from appliance.chat.replies import Chat, Done, Question, Reply, Text
+from appliance.chat.errors import ChatError, Unavailable
+from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
 from appliance.config.appliance import Chat as ChatSettings
 from appliance.wire.messages import FinishReason, ModelStatus, Sampling, Status, Usage
 
@@ -28,6 +29,10 @@ CallerRequest = Request[Caller, None, Any]
 
 #: A comment goes out this often while a stream is silent, so that proxies keep it open and a dead client is noticed.
 KEEPALIVE_S = 15.0
+
+
+#: A supervisor that works answers in milliseconds; whoever asks for the health wants to know soon.
+HEALTH_TIMEOUT_S = 2.0
 
 
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +124,10 @@ async def cancelled_with_client(request: CallerRequest, reply: Reply) -> AsyncIt
 
 @post("/api/v1/chat", status_code=200, summary="Ask a persona and get the whole reply", tags=["chat"])
 async def chat(
-    request: CallerRequest, data: ChatRequest, chat_service: Chat, chat_settings: ChatSettings
+    request: CallerRequest,
+    data: JSONBody[ChatRequest],
+    chat_service: NamedDependency[Chat],
+    chat_settings: NamedDependency[ChatSettings],
 ) -> ChatResponse:
     """Answers when the reply is complete and stored. A client that disconnects cancels it."""
     caller = request.user
@@ -154,7 +162,10 @@ async def chat(
     tags=["chat"],
 )
 async def chat_stream(
-    request: CallerRequest, data: ChatRequest, chat_service: Chat, chat_settings: ChatSettings
+    request: CallerRequest,
+    data: JSONBody[ChatRequest],
+    chat_service: NamedDependency[Chat],
+    chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
     """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`."""
     caller = request.user
@@ -169,10 +180,13 @@ async def chat_stream(
 
 
 async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
-    events = reply.events()
+    events = reply.events(idle_s=KEEPALIVE_S)
     try:
         async for event in events:
-            yield b"data: %b\n\n" % of_event(event, reply.request_id)
+            if isinstance(event, Idle):
+                yield b": still here\n\n"
+            else:
+                yield b"data: %b\n\n" % of_event(event, reply.request_id)
     except ChatError as error:
         yield b"data: %b\n\n" % of_error(error, reply.request_id)
     finally:
@@ -183,7 +197,9 @@ SessionId = Annotated[str, Parameter(min_length=1, max_length=64, description="a
 
 
 @get("/api/v1/chat/history/{session_id:str}", summary="Read a conversation", tags=["chat"])
-async def history(request: CallerRequest, session_id: SessionId, conversations: ConversationStore) -> History:
+async def history(
+    request: CallerRequest, session_id: SessionId, conversations: NamedDependency[ConversationStore]
+) -> History:
     """All messages of a session, oldest first."""
     session = await conversations.find(session_id)
     if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
@@ -205,7 +221,9 @@ async def history(request: CallerRequest, session_id: SessionId, conversations: 
 
 
 @delete("/api/v1/chat/history/{session_id:str}", summary="Delete a conversation", tags=["chat"])
-async def forget(request: CallerRequest, session_id: SessionId, conversations: ConversationStore) -> None:
+async def forget(
+    request: CallerRequest, session_id: SessionId, conversations: NamedDependency[ConversationStore]
+) -> None:
     """Deletes a session with all its messages, for good."""
     session = await conversations.find(session_id)
     if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
@@ -214,7 +232,7 @@ async def forget(request: CallerRequest, session_id: SessionId, conversations: C
 
 
 @get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"])
-async def personas(chat_service: Chat) -> PersonaList:
+async def personas(chat_service: NamedDependency[Chat]) -> PersonaList:
     """The personas, in their order."""
     return PersonaList(
         [
@@ -225,30 +243,29 @@ async def personas(chat_service: Chat) -> PersonaList:
 
 
 @get("/api/v1/system/status", summary="The state of the appliance", tags=["system"])
-async def system_status(generator: LeasedGenerator) -> Status:
+async def system_status(generator: NamedDependency[LeasedGenerator]) -> Status:
     """Workers, leases, counts and warnings, as the supervisor sees them."""
-    return await generator.status()
+    status: Status = await generator.status()
+    return status
 
 
 @get("/api/v1/system/models", summary="The models", tags=["system"])
-async def system_models(generator: LeasedGenerator) -> ModelList:
+async def system_models(generator: NamedDependency[LeasedGenerator]) -> ModelList:
     """What ships, what the owner added, and which worker has loaded it."""
     return ModelList((await generator.status()).models)
 
 
-@get(
-    "/health",
-    summary="Whether a chat would be answered now",
-    tags=["system"],
-    opt={"public": True},
-    security=[],
-)
-async def health(generator: LeasedGenerator) -> Response[Health]:
+@get("/health", summary="Whether a chat would be answered now", tags=["system"])
+async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health]:
     """200 when it would, 503 with the reason when not. Needs no key; for load balancers and monitors."""
     try:
         if not generator.connected:
-            raise ChatError("the supervisor is not running")
-        status = await generator.status()
+            raise Unavailable("the supervisor is not running")
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            status: Status = await generator.status()
+    except TimeoutError:
+        detail = "the supervisor does not answer"
+        return Response(Health(status="down", version=__version__, detail=detail), status_code=503)
     except ChatError as error:
         return Response(Health(status="down", version=__version__, detail=error.message), status_code=503)
     if not status.ready:
@@ -258,4 +275,4 @@ async def health(generator: LeasedGenerator) -> Response[Health]:
     return Response(Health(status="ok", version=__version__))
 
 
-ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models, health]
+ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models]

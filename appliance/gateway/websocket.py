@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from litestar import WebSocket, websocket
+from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 
 from appliance.chat.errors import BadMessage, ChatError, Unavailable
-from appliance.chat.replies import Chat, Reply, Started, Text
+from appliance.chat.replies import Chat, Idle, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
 
 from .auth import SUBPROTOCOL, Caller
@@ -34,6 +35,12 @@ REPLIES_LIMIT = 16
 #: Where the server puts the last round trip of its own ping, in seconds: a function in the scope's extensions.
 ROUND_TRIP = "coral-reef.round-trip"
 
+#: Where the server puts the event that it is stopping.
+STOPPING = "coral-reef.stopping"
+
+#: "Service restart": the client may come back (RFC 6455's registry of close codes).
+RESTARTING = 1012
+
 
 class _Session:
     """One connection: its replies, and who may write to it."""
@@ -42,20 +49,34 @@ class _Session:
         self._socket, self._chat, self._settings = socket, chat, settings
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     async def run(self) -> None:
         """Takes messages until the client goes; its replies are cancelled then."""
+        stopping = asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")
         try:
             while True:
                 await self._take(await self._receive())
         except WebSocketDisconnect:
             pass  # a client ends its connection when it likes
         finally:
+            stopping.cancel()
             for reply in self._replies.values():
                 reply.cancel()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _close_when_stopping(self) -> None:
+        """When the server stops: no new replies, those under way may end, then the connection does."""
+        stopping: asyncio.Event = self._extensions().get(STOPPING) or asyncio.Event()
+        await stopping.wait()
+        self._stopped = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._socket.close(code=RESTARTING, reason="the appliance is stopping")
+
+    def _extensions(self) -> dict[str, Any]:
+        return {**(self._socket.scope.get("extensions") or {})}
 
     async def _receive(self) -> str | bytes:
         event = await self._socket.receive()
@@ -75,8 +96,7 @@ class _Session:
             return
         match message:
             case PingMessage():
-                extensions: dict[str, Any] = self._socket.scope.get("extensions") or {}
-                round_trip: Callable[[], float] = extensions.get(ROUND_TRIP, float)
+                round_trip: Callable[[], float] = self._extensions().get(ROUND_TRIP, float)
                 latency_ms = round(round_trip() * 1000, 3)
                 await self._send(write("pong", {"latency_ms": latency_ms}))
             case CancelMessage(payload=payload):
@@ -95,6 +115,9 @@ class _Session:
                 f"{REPLIES_LIMIT} replies are being written on this connection already", "too_many"
             )
             await self._send(of_error(busy, None))
+            return
+        if self._stopped:
+            await self._send(of_error(Unavailable("the appliance is stopping", "stopping"), None))
             return
         caller = self._socket.user
         try:
@@ -121,6 +144,8 @@ class _Session:
         events = reply.events()
         try:
             async for event in events:
+                if isinstance(event, Idle):
+                    continue  # the server's own pings keep this connection open
                 if isinstance(event, Text) and not stream:
                     held.append(event.content)
                     continue
@@ -140,7 +165,9 @@ class _Session:
 
 
 @websocket("/ws")
-async def chat_socket(socket: CallerSocket, chat_service: Chat, chat_settings: ChatSettings) -> None:
+async def chat_socket(
+    socket: CallerSocket, chat_service: NamedDependency[Chat], chat_settings: NamedDependency[ChatSettings]
+) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)

@@ -7,11 +7,13 @@ it the workers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -79,6 +81,9 @@ def _fork(
         os.close(wake[0])
         os.close(wake[1])
         status = main(spec, pipe)
+    except BaseException:
+        traceback.print_exc()  # os._exit below would swallow it
+        raise
     finally:
         # Not sys.exit: the engine's threads would abort an orderly end (rc 134).
         sys.stderr.flush()
@@ -109,7 +114,8 @@ def main() -> None:
 
     with socket.socket(fileno=descriptor) as control:
         control.setblocking(True)
-        serve(control)
+        with contextlib.suppress(ConnectionError):  # the supervisor went away while we spoke to it
+            serve(control)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,9 @@ from .errors import ManifestBroken, ModelCorrupt, ModelUnknown
 
 #: The models that come with the software.
 SHIPPED = Path(__file__).parent / "models"
+
+#: A file beside the manifest: no folder, no way out of this one.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 
 #: A manifest longer than this is refused unread.
 MANIFEST_LIMIT_BYTES = 1024 * 1024
@@ -60,7 +64,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestBroken(f"{path}: {error}") from error
     for entry in entries:
-        if Path(entry.file).name != entry.file:
+        if not _PLAIN_NAME.fullmatch(entry.file):
             raise ManifestBroken(f"{path}: {entry.name}: file must be a plain name, not {entry.file!r}")
     return entries
 

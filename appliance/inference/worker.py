@@ -33,6 +33,7 @@ from appliance.wire.messages import (
     WorkerFailed,
     WorkerReady,
     WorkerSpec,
+    protocol_failure,
 )
 
 from . import models
@@ -133,8 +134,8 @@ class Worker:
         except Disconnected:
             pass  # a gateway ends its connection when it likes
         except (FrameError, VersionError, PeerRefused) as error:
-            log.warning("refusing a connection: %s", error)
-            connection.post(Failure(code="protocol", message=str(error)))
+            log.warning("refusing a connection: %.300s", error)
+            connection.post(protocol_failure(error))
         finally:
             for stream in mine.values():
                 stream.cancelled = True
@@ -152,7 +153,7 @@ class Worker:
                 self._streams.add(stream)
                 self._idle.clear()
                 future = asyncio.get_running_loop().run_in_executor(self._threads, self._generate, stream)
-                future.add_done_callback(lambda _: self._ended(stream, mine))
+                future.add_done_callback(lambda future: self._ended(future, stream, mine))
             case Cancel(request_id=request_id):
                 if request_id in mine:
                     mine[request_id].cancelled = True
@@ -173,9 +174,13 @@ class Worker:
             end = Failure(code=error.code, message=str(error), request_id=request_id)
         self._outbox.put(stream, end)
 
-    def _ended(self, stream: _Stream, mine: dict[str, _Stream]) -> None:
+    def _ended(self, future: asyncio.Future[None], stream: _Stream, mine: dict[str, _Stream]) -> None:
         mine.pop(stream.request.request_id, None)
         self._streams.discard(stream)
+        if (error := future.exception()) is not None:
+            log.error("a reply failed", exc_info=error)
+            code, text = InferenceError.code, f"internal error: {type(error).__name__}"
+            stream.connection.post(Failure(code=code, message=text, request_id=stream.request.request_id))
         if not self._streams:
             self._idle.set()
 

@@ -89,7 +89,8 @@ class LeaseTable:
 
     def worker_ready(self, name: str, *, model: str, slots: int) -> list[Lease]:
         """A worker takes leases from now on."""
-        self._workers[name] = _Place(model, slots)
+        running = sum(lease.worker == name for lease in self._leases.values())
+        self._workers[name] = _Place(model, slots, running)
         return self._grant()
 
     def worker_gone(self, name: str) -> list[Lease]:
@@ -119,6 +120,9 @@ class LeaseTable:
     def leases_of(self, worker: str) -> int:
         place = self._workers.get(worker)
         return place.leases if place else 0
+
+    def is_leased(self, owner: Owner, request_id: str) -> bool:
+        return (owner, request_id) in self._leases
 
     def is_waiting(self, owner: Owner, request_id: str) -> bool:
         return (owner, request_id) in self._waiting

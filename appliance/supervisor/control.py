@@ -21,6 +21,7 @@ from appliance.wire.messages import (
     Status,
     StatusRequest,
     ToSupervisor,
+    protocol_failure,
 )
 
 log = logging.getLogger(__name__)
@@ -114,8 +115,8 @@ class ControlSocket:
         except Disconnected:
             pass  # a peer ends its connection when it likes
         except (FrameError, VersionError, PeerRefused) as error:
-            log.warning("control socket: refusing a connection: %s", error)
-            peer.post(Failure(code="protocol", message=str(error)))
+            log.warning("control socket: refusing a connection: %.300s", error)
+            peer.post(protocol_failure(error))
         finally:
             self._peers.discard(peer)
             for key in [key for key in self._deadlines if key[0] is peer]:
@@ -140,9 +141,10 @@ class ControlSocket:
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
                 self._forget_deadline(peer, request_id)
-                self.requests += 1
-                self.prompt_tokens += prompt
-                self.completion_tokens += completion
+                if self._leases.is_leased(peer, request_id):
+                    self.requests += 1
+                    self.prompt_tokens += prompt
+                    self.completion_tokens += completion
                 self.granted(self._leases.settle(peer, request_id))
                 self._settled.set()
             case StatusRequest():

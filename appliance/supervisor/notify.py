@@ -13,24 +13,29 @@ class Notify:
     """Says READY, STATUS, STOPPING and WATCHDOG; silent without a NOTIFY_SOCKET."""
 
     def __init__(self) -> None:
-        self._notifier = SystemdNotifier()
+        # Without systemd there is nobody to tell, and the library would leave a socket open.
+        self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         self._status = ""
 
+    def _tell(self, message: str) -> None:
+        if self._notifier is not None:
+            self._notifier.notify(message)
+
     def ready(self, status: str) -> None:
-        self._notifier.notify(f"READY=1\nSTATUS={status}")
+        self._tell(f"READY=1\nSTATUS={status}")
         self._status = status
 
     def status(self, status: str) -> None:
         """Sent when it changed."""
         if status != self._status:
-            self._notifier.notify(f"STATUS={status}")
+            self._tell(f"STATUS={status}")
             self._status = status
 
     def stopping(self, status: str) -> None:
-        self._notifier.notify(f"STOPPING=1\nSTATUS={status}")
+        self._tell(f"STOPPING=1\nSTATUS={status}")
 
     def watchdog(self) -> None:
-        self._notifier.notify("WATCHDOG=1")
+        self._tell("WATCHDOG=1")
 
 
 def watchdog_period_s() -> float | None:

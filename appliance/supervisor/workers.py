@@ -185,7 +185,7 @@ class WorkerKeeper:
         except TimeoutError:
             report = None
             problem = f"not loaded after {deadline_s:.0f} s"
-            os.kill(self._pid, signal.SIGKILL)
+            self._send(signal.SIGKILL)
         match report:
             case WorkerReady(context_tokens=context_tokens, load_s=load_s):
                 self.context_tokens = context_tokens
@@ -221,7 +221,7 @@ class WorkerKeeper:
                 return ""
             used = resident_bytes(self._pid)
             if used > limit:
-                os.kill(self._pid, signal.SIGKILL)
+                self._send(signal.SIGKILL)
                 return f"used {used >> 20} MiB of memory, its limit is {limit >> 20} MiB"
 
     def _read_pipe(
@@ -243,15 +243,17 @@ class WorkerKeeper:
     async def _terminate(self) -> None:
         if not self._pid or self._exited is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
         done, _ = await asyncio.wait([self._exited], timeout=STOP_TIMEOUT_S)
         if not done:
             log.warning("worker %s did not stop in %.0f s: killing it", self.spec.name, STOP_TIMEOUT_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            self._send(signal.SIGKILL)
             await asyncio.wait([self._exited])
         self._pid = 0
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # gone already: its end is on the way to us
+            os.kill(self._pid, number)
 
     def _enter(self, state: WorkerState, detail: str) -> None:
         if state not in NEXT[self._state]:
@@ -263,5 +265,6 @@ def describe_exit(status: int) -> str:
     """A wait status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"ended by {signal.Signals(number).name}"
+        known = {each.value: each.name for each in signal.Signals}  # real-time signals have no name there
+        return f"ended by {known.get(number, f'signal {number}')}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"

@@ -30,7 +30,10 @@ M = TypeVar("M", bound=Message)
 
 def encode(message: Message) -> bytes:
     """The frame of a message; FrameError when it is longer than the limit."""
-    body = _encoder.encode(message)
+    try:
+        body = _encoder.encode(message)
+    except UnicodeEncodeError as error:
+        raise FrameError(f"{type(message).__name__}: {error}") from error
     if len(body) > FRAME_LIMIT_BYTES:
         raise FrameError(f"{type(message).__name__} of {len(body)} bytes: at most {FRAME_LIMIT_BYTES}")
     return _LENGTH.pack(len(body)) + body
@@ -85,8 +88,13 @@ class Connection(Generic[M]):
         return self._ready.pop()
 
     def post(self, message: Message) -> None:
-        """Sends without waiting; what the peer is too slow to read is buffered (see `backlog_bytes`)."""
-        self._writer.write(encode(message))
+        """Sends without waiting; what the peer is too slow to read is buffered (see `backlog_bytes`).
+
+        To a peer that is gone it sends nothing: `receive` is where that is noticed.
+        """
+        frame = encode(message)
+        if not self._writer.transport.is_closing():
+            self._writer.write(frame)
 
     async def send(self, message: Message) -> None:
         """Sends and waits until the peer has room. Disconnected when it is gone."""
@@ -98,8 +106,9 @@ class Connection(Generic[M]):
 
     @property
     def backlog_bytes(self) -> int:
-        """What was sent and not yet taken by the kernel."""
-        return self._writer.transport.get_write_buffer_size()
+        """What was sent and not yet taken by the kernel; 0 when the peer is gone."""
+        transport = self._writer.transport
+        return 0 if transport.is_closing() else transport.get_write_buffer_size()
 
     def abort(self) -> None:
         """Ends the connection at once; the peer reads an end."""

@@ -38,6 +38,11 @@ class Failure(Message, frozen=True, kw_only=True):
     request_id: Annotated[str, Meta(max_length=64)] = ""
 
 
+def protocol_failure(error: Exception) -> Failure:
+    """The last thing that a peer hears which did not speak our protocol. An error may quote what it sent: cut to length."""
+    return Failure(code="protocol", message=str(error)[:1024])
+
+
 # --- control socket ---------------------------------------------------------------------------------------------
 
 

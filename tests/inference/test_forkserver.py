@@ -221,9 +221,6 @@ def test_an_engine_that_cannot_be_imported_says_so(tmp_path: Path) -> None:
     assert b"ImportError: libgomp.so.1: cannot open shared object file" in error
 
 
-@pytest.mark.xfail(
-    strict=True, reason="os._exit in `finally` swallows the traceback of a worker that fails unexpectedly"
-)
 def test_an_unexpected_failure_of_a_worker_says_why(folder: Path) -> None:
     ours, process = launch()
     with ours, process:

@@ -256,9 +256,6 @@ async def test_what_is_malformed_is_answered_and_others_are_served(served: Serve
         assert await answer(peer) == STATUS
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the refusal quotes the tag: beyond 4096 characters no peer can decode it"
-)
 async def test_a_long_unknown_type(served: Served) -> None:
     data = HELLO + body(msgspec.msgpack.encode({"type": "A" * 5_000}))
     found = await messages_of(raw(served.path, data))

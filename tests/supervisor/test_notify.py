@@ -36,6 +36,7 @@ def notify(systemd: socket.socket) -> Iterator[Notify]:
     assert systemd.fileno() >= 0
     found = Notify()
     yield found
+    assert found._notifier is not None
     found._notifier.socket.close()
 
 

@@ -43,11 +43,7 @@ def test_every_state_has_its_followers() -> None:
         (70 << 8, "ended with status 70"),
         (signal.SIGKILL, "ended by SIGKILL"),
         (signal.SIGSEGV | 128, "ended by SIGSEGV"),
-        pytest.param(
-            35,
-            "ended by signal 35",
-            marks=pytest.mark.xfail(strict=True, reason="signal.Signals does not know real-time signals"),
-        ),
+        (35, "ended by signal 35"),
     ],
 )
 def test_an_end_in_words(status: int, words: str) -> None:

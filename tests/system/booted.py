@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -198,11 +199,19 @@ def configure(state: Path, appliance_toml: str = "", *, endless_model: bool = Fa
     (state / "etc/appliance.toml").write_text(text, "utf-8")
 
 
-def start(state: Path, *arguments: str, log_file: Path) -> Booted:
-    """Starts `coral-reef run` in a session of its own and does not wait for anything."""
+def free_port() -> int:
+    """A port where nobody listens at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(state: Path, *, log_file: Path, port: int | None = 0) -> Booted:
+    """Starts `coral-reef run` in a session of its own and does not wait for anything. No port: what the owner's files say."""
+    option = [] if port is None else ["--port", str(port)]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [*COMMAND, "run", "--state", str(state), "--port", "0", *arguments],
+            [*COMMAND, "run", "--state", str(state), *option],
             cwd=ROOT,
             env=environment({MARK: str(state)}),
             stdin=subprocess.DEVNULL,

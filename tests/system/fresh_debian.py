@@ -15,7 +15,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -357,10 +356,3 @@ def _environment() -> list[str]:
         "CORAL_REEF_FRESH_DEBIAN": "1",
     }
     return [f"{name}={value}" for name, value in {**kept, **certificates, **login}.items()]
-
-
-def free_port() -> int:
-    """A port where nobody listens at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

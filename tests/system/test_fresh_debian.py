@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .fresh_debian import FreshDebian, free_port, fresh_debian
+from .booted import free_port
+from .fresh_debian import FreshDebian, fresh_debian
 from .waiting import wait_for
 
 # Installing takes a minute or two when the machine has nothing else to do.

@@ -266,7 +266,7 @@ async def test_one_gateway_of_two(state: Path) -> None:
 
 @pytest.mark.timeout(600)
 async def test_every_part_at_once(endless: Booted, *, long_run: bool) -> None:
-    """All but the launcher, again and again in the long version: it gives up on a part that fails five times within ten seconds."""
+    """All but the launcher; more than four times in a row would make it give up."""
     for _ in range(3 if long_run else 1):
         await every_part_at_once(endless)
 
@@ -282,6 +282,24 @@ async def every_part_at_once(endless: Booted) -> None:
     assert (await asyncio.to_thread(endless.chat, max_tokens=10))["finish_reason"] == "length"
 
 
+def test_a_part_that_keeps_dying(endless: Booted) -> None:
+    """`run` gives up with the status for that, says which part it was, and leaves nothing behind."""
+    others = set(endless.processes()) - {endless.process.pid}
+
+    def kill_the_supervisor() -> bool:
+        for pid in endless.pids("supervisor"):
+            kill(pid)
+        others.update(set(endless.processes()) - {endless.process.pid})
+        return endless.process.poll() is not None
+
+    wait_for("the launcher gives up", kill_the_supervisor, within_s=90)
+    assert endless.process.returncode == 69
+    assert "supervisor ended with status -9; stopping" in endless.log
+    assert "Traceback" not in endless.log
+    endless.wait_until_gone(others)
+    endless.process.returncode = 0  # for the fixture, which expects an orderly end
+
+
 def test_launcher(endless: Booted) -> None:
     """`run` itself: nothing that it started outlives it, and a new one starts where the old one was killed."""
     endless.worker_pid()
@@ -294,5 +312,4 @@ def test_launcher(endless: Booted) -> None:
     with booted(endless.state) as again:
         assert again.chat(max_tokens=10, session_id=session)["session_id"] == session
         again.stop()
-    # The fixture's own appliance ended by SIGKILL: it has nothing more to show.
-    endless.process.returncode = 0
+    endless.process.returncode = 0  # for the fixture, which expects an orderly end

@@ -15,9 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from .booted import COMMAND, MARK, ROOT, START_TIMEOUT_S, Booted, booted, configure, environment, start
+from .booted import (
+    COMMAND,
+    MARK,
+    ROOT,
+    START_TIMEOUT_S,
+    Booted,
+    booted,
+    configure,
+    environment,
+    free_port,
+    start,
+)
 from .talk import chat_message, events_in, question, receive, receive_reply, session_of, text_of, websocket
 from .terminal import CTRL_C, terminal
 from .waiting import wait_for
@@ -101,16 +113,18 @@ def test_secrets_are_the_owners_alone(appliance: Booted) -> None:
         assert plain not in database, "the database is not encrypted"
 
 
-def test_it_listens_on_loopback_and_nowhere_else(appliance: Booted) -> None:
-    import psutil
-
-    found = {
+def listening(appliance: Booted) -> set[tuple[str, int]]:
+    """Where any process of it takes connections from the network."""
+    return {
         (each.laddr.ip, each.laddr.port)
         for pid in appliance.processes()
         for each in psutil.Process(pid).net_connections("inet")
         if each.status == psutil.CONN_LISTEN
     }
-    assert found == {("127.0.0.1", int(appliance.url.rpartition(":")[2]))}
+
+
+def test_it_listens_on_loopback_and_nowhere_else(appliance: Booted) -> None:
+    assert listening(appliance) == {("127.0.0.1", int(appliance.url.rpartition(":")[2]))}
 
 
 def test_supervisor_takes_little(appliance: Booted, record_property: Figures) -> None:
@@ -162,19 +176,18 @@ def test_second_start_is_quick(state: Path, record_property: Figures) -> None:
 
 def test_port_and_state_come_from_the_environment(state: Path) -> None:
     """`make run` passes PORT on; STATE names the folder where no option does."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [*COMMAND, "run"],
-        cwd=state,
-        env=environment({MARK: str(state), "PORT": str(port), "STATE": str(state)}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    port = free_port()
     log = state / "log"
-    log.touch()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*COMMAND, "run"],
+            cwd=state,
+            env=environment({MARK: str(state), "PORT": str(port), "STATE": str(state)}),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     appliance = Booted(state, process, log)
     try:
         appliance.wait_until_healthy()
@@ -191,25 +204,18 @@ def test_it_starts_in_a_folder_with_spaces_and_accents(state: Path) -> None:
         assert appliance.chat()["content"]
 
 
-def test_the_owner_may_choose_another_port_in_the_file(state: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    configure(state, f"[gateway]\nport = {port}\n")
-    log = state / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*COMMAND, "run", "--state", state],
-            cwd=ROOT,
-            env=environment({MARK: str(state)}),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    appliance = Booted(state, process, log)
+@pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0"])
+def test_port_and_address_come_from_the_network_file(state: Path, bind: str) -> None:
+    """An address beyond this machine is refused with a warning, as long as nothing guards what is beyond."""
+    port = free_port()
+    configure(state)
+    (state / "etc/network.yaml").write_text(f"mode: local\napi:\n  bind: {bind}\n  port: {port}\n", "ascii")
+    appliance = start(state, log_file=state / "log", port=None)
     try:
         appliance.wait_until_healthy()
         assert appliance.url == f"http://127.0.0.1:{port}"
+        assert listening(appliance) == {("127.0.0.1", port)}
+        assert (f"not on {bind}" in appliance.log) == (bind != "127.0.0.1"), appliance.log
         appliance.stop()
     finally:
         appliance.destroy()
@@ -446,12 +452,12 @@ def test_two_at_the_same_moment(state: Path) -> None:
 
 def test_a_bad_configuration(state: Path) -> None:
     """A line a problem: file, line, key, what is wrong."""
-    configure(state, '[gateway]\nport = 99999\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
+    configure(state, '[gateway]\nprocesses = 0\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
     lines = lines_of(run("--state", state, "--port", "0"), 78)
     assert len(lines) == 3, lines
     file = state / "etc/appliance.toml"
     assert [line.split(": ")[0] for line in lines] == [f"{file}:2", f"{file}:3", f"{file}:6"]
-    for line, word in zip(lines, ("port", "process", "temperature"), strict=True):
+    for line, word in zip(lines, ("processes", "process", "temperature"), strict=True):
         assert word in line, line
 
 

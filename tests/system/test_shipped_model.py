@@ -6,13 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from appliance.inference import models
 from appliance.inference.making.chat import evaluate
-from appliance.inference.making.chat.corpus import Corpus
+from appliance.inference.making.chat.corpus import HERE, Corpus
 
 pytestmark = pytest.mark.system
 
@@ -64,7 +63,7 @@ os._exit(0)
 
 
 def test_the_engine_tokenizes_as_the_training_did() -> None:
-    path = Path(evaluate.HERE) / "token-samples.json"
+    path = HERE / "token-samples.json"
     expected = json.loads(path.read_text("utf-8"))
     answer = subprocess.run(
         [sys.executable, "-c", TOKENIZE, str(MODEL)],
