@@ -14,8 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.endless import NAME, add_endless_model
+
 from .appliance_run import RunningAppliance
-from .endless import NAME, make_endless
 
 STREAMS = 16
 TOKENS = 400
@@ -38,15 +39,20 @@ def row(name: str, ours: str, limit: str = "", ratio: str = "") -> None:
     print(f"{name:<44} {ours:>12} {limit:>12} {ratio:>7}", flush=True)
 
 
+def add_window(models: Path) -> Path:
+    """The endless model with the window of the shipped one: attention costs by the window's length."""
+    return add_endless_model(models, window_tokens=1024)
+
+
 def throughput(rounds: int) -> None:
     """16 streams through the appliance and in the engine alone."""
     ours, wall, limit, limit_wall, ratios = [], [], [], [], []
     cold, warm, alone = [], [], []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        model = make_endless(Path(folder))
+        model = add_window(Path(folder))
         configuration = f'[text]\nmodel = "{NAME}"\nslots = {STREAMS}\n[chat]\nmax_tokens = {TOKENS}\n'
         for _ in range(rounds):
-            with RunningAppliance(configuration, make_endless) as appliance:
+            with RunningAppliance(configuration, add_window) as appliance:
                 first, second = asyncio.run(_conversation(appliance))
                 cold.append(first)
                 warm.append(second)

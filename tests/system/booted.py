@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
-from . import endless
+from tests import endless
+
 from .waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]

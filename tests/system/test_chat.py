@@ -16,8 +16,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from tests.endless import ENDLESS_TOKENS
+
 from .booted import Booted, booted, configure, state_folder
-from .endless import ENDLESS_TOKENS
 from .talk import (
     Event,
     aiohttp_client,

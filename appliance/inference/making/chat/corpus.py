@@ -73,6 +73,10 @@ MONTHS = [
 ]
 
 
+#: Words that have a capital, small -> as written.
+_PROPER = {"i": "I", "i'm": "I'm"} | {word.lower(): word for word in (*WEEKDAYS, *MONTHS)}
+
+
 @dataclass(frozen=True)
 class Message:
     """One message of a conversation; `role` is a key of the chat template."""
@@ -362,8 +366,12 @@ class Corpus:
                 words[at] = rng.choice(self._words)
             else:
                 words[at] = self._invented(rng)
+        if rng.random() < 0.25:
+            words[rng.randrange(len(words))] = rng.choice(self.names)
         if rng.random() < 0.1:
             words.append(str(rng.randint(1, 2030)))
+        if rng.random() < 0.6:  # as careful people write; the others leave everything small
+            words = [_PROPER.get(word, word) for word in words]
         return " ".join(words)
 
     def tool_request(self, rng: random.Random, name: str) -> tuple[str, dict[str, object]]:
@@ -375,7 +383,16 @@ class Corpus:
             a = str(rng.randint(0, 10 ** rng.randint(1, 4)))
             b = str(rng.randint(0, 10 ** rng.randint(1, 4)))
             expression = a + kind + b
-            if rng.random() < 0.22:
+            roll = rng.random()
+            if roll < 0.12:
+                section, form = rng.choice(
+                    (("calculate three+", "{}+{}+{}"), ("calculate mixed", "{}*{}-{}"))
+                )
+                c = str(rng.randint(0, 10 ** rng.randint(1, 3)))
+                expression = form.format(a, b, c)
+                line = rng.choice(self.tools[section])
+                line = line.replace("{a}", a).replace("{b}", b).replace("{c}", c)
+            elif roll < 0.34:
                 shown = expression
                 if rng.random() < 0.3:
                     extra = rng.choice("+-*/")
@@ -573,8 +590,11 @@ class Corpus:
                 parts.append(self._span(rng, self.queries if rng.random() < 0.5 else self.clauses))
             elif kind < 0.65:
                 parts.append(" ".join(rng.choice(self._words) for _ in range(rng.randint(1, 4))))
-            elif kind < 0.85:
-                parts.append(self._invented(rng))
+            elif kind < 0.8:
+                word = self._invented(rng)
+                parts.append(word.title() if rng.random() < 0.4 else word)
+            elif kind < 0.88:
+                parts.append(rng.choice(self.names))
             else:
                 parts.append(str(rng.randint(0, 10 ** rng.randint(1, 5))))
         words = " ".join(parts)
@@ -597,8 +617,8 @@ class Corpus:
 
     # --- a conversation --------------------------------------------------------------------------------------
 
-    def conversation(self, rng: random.Random, *, echo: float = 0.0) -> Conversation:
-        """One conversation; `echo` is the share of turns that only ask to repeat words."""
+    def conversation(self, rng: random.Random, *, echo: float = 0.0, calls: float = 0.0) -> Conversation:
+        """One conversation; `echo` is the share of turns that only ask to repeat words, `calls` that of additional tool calls."""
         persona = rng.choice(self.personas)
         system = persona["system"]
         if rng.random() < 0.04:
@@ -616,6 +636,9 @@ class Corpus:
         for _ in range(turns):
             if echo and rng.random() < echo:
                 result.messages += self.echo_turn(rng)
+                continue
+            if calls and offered and rng.random() < calls:
+                result.messages += self.tool_turn(rng, persona["id"], offered)
                 continue
             roll = rng.random()
             if ask_name is not None and rng.random() < 0.3:

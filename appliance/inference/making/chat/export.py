@@ -16,7 +16,8 @@ import torch
 
 from . import tokens
 from .corpus import ASSISTANT, END, HERE, PAD, SPECIAL, SYSTEM, TOOL, TOOLS, USER
-from .train import Network, Shape
+from .plan import Shape
+from .train import Network
 
 NAME = "Coral-Reef chat"
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus import SPECIAL, Corpus
+from .plan import Shape
 
 #: Tokens in all, control tokens included; a multiple of 32 for the Q8_0 blocks.
-VOCABULARY = 2048
+VOCABULARY = Shape().vocabulary
 
 
 def learn(corpus: Corpus, path: Path, *, seed: int = 1, conversations: int = 30_000) -> None:

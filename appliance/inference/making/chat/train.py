@@ -12,7 +12,7 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,7 @@ from torch import Tensor, nn
 
 from . import tokens
 from .corpus import Corpus, render
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The network: sizes as llama.cpp names them."""
-
-    embedding: int = 256
-    blocks: int = 6
-    heads: int = 8
-    kv_heads: int = 4
-    feed_forward: int = 704
-    context: int = 1024
-    vocabulary: int = tokens.VOCABULARY
-    rope_base: float = 10_000.0
-    epsilon: float = 1e-5
-
-    @property
-    def head(self) -> int:
-        return self.embedding // self.heads
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The training: everything that decides the result, so that it can be compared on resuming."""
-
-    steps: int = 5_400
-    rows: int = 4
-    warmup: int = 150
-    learning_rate: float = 2.0e-3
-    final_fraction: float = 0.02
-    weight_decay: float = 0.05
-    seed: int = 7
-    #: From this step on, this share of the turns only asks to repeat words. By then the model has its language, and learns to
-    #: copy what it was told (a query, a number, a name) within some hundred steps; without, it had not after two thousand.
-    echo_from: int = 1_800
-    echo_share: float = 0.12
+from .plan import Plan, Shape, learning_rate
 
 
 class Norm(nn.Module):
@@ -147,28 +112,22 @@ class Rows:
         """Ids and whether each is learnt, both (rows, context + 1)."""
         rng = random.Random(f"{self.plan.seed}/{step}")
         length = self.shape.context + 1
-        echo = self.plan.echo_share if step >= self.plan.echo_from else 0.0
+        plan = self.plan
+        echo, calls = plan.echo_share if step >= plan.echo_from else 0.0, 0.0
+        if step >= plan.steps:
+            echo, calls = plan.finish_echo_share, plan.finish_call_share
         ids = torch.zeros(self.plan.rows, length, dtype=torch.long)
         learnt = torch.zeros(self.plan.rows, length, dtype=torch.bool)
         for row in range(self.plan.rows):
             filled = 0
             while filled < length:
-                pieces = render(self.corpus.conversation(rng, echo=echo))
+                pieces = render(self.corpus.conversation(rng, echo=echo, calls=calls))
                 some, says = tokens.encode(self.tokenizer, pieces)
                 some, says = some[: length - filled], says[: length - filled]
                 ids[row, filled : filled + len(some)] = torch.tensor(some)
                 learnt[row, filled : filled + len(some)] = torch.tensor(says)
                 filled += len(some)
         return ids, learnt
-
-
-def learning_rate(plan: Plan, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_fraction` of the peak."""
-    if step < plan.warmup:
-        return plan.learning_rate * (step + 1) / plan.warmup
-    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    low = plan.final_fraction
-    return plan.learning_rate * (low + (1 - low) * (0.5 + 0.5 * math.cos(math.pi * done)))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -211,7 +170,7 @@ def train(out: Path, shape: Shape, plan: Plan, *, threads: int, save_every: int)
         first, spent = state["step"], state["seconds"]
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, from step {first}", flush=True)
     began = time.monotonic()
-    for step in range(first, plan.steps):
+    for step in range(first, plan.all_steps):
         ids, learnt = rows(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan, step)
@@ -224,16 +183,16 @@ def train(out: Path, shape: Shape, plan: Plan, *, threads: int, save_every: int)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         done = step + 1
-        if done % 50 == 0 or done == plan.steps:
+        if done % 50 == 0 or done == plan.all_steps:
             seconds = spent + time.monotonic() - began
             speed = (done - first) * plan.rows * shape.context / (time.monotonic() - began)
-            left = (plan.steps - done) * plan.rows * shape.context / speed
+            left = (plan.all_steps - done) * plan.rows * shape.context / speed
             print(
-                f"step {done}/{plan.steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s  "
+                f"step {done}/{plan.all_steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s  "
                 f"{seconds / 60:.0f} min done, {left / 60:.0f} min to go",
                 flush=True,
             )
-        if done % save_every == 0 or done == plan.steps:
+        if done % save_every == 0 or done == plan.all_steps:
             save(
                 checkpoint,
                 {

@@ -1,8 +1,8 @@
 """A model that never stops by itself: the shipped one, with the end of a turn taken out of its vocabulary.
 
-Replies of the shipped model are over in 20 ms. Tests that interrupt one need a reply that lasts, from the same engine: a copy
-whose `<|end|>` has another name (llama.cpp stops at tokens of certain names) and whose window is longer writes until it reaches
-`max_tokens`, at about a millisecond a token.
+Replies of the shipped model are over in 20 ms. Tests that interrupt one, and benchmarks that compare replies of one length, need
+one that lasts, from the same engine: a copy whose `<|end|>` has another name (llama.cpp stops at tokens of certain names) writes
+until it reaches `max_tokens`, at about a millisecond a token.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ temperature = 0.8
 _GGUF_UINT32 = 4
 
 
-def add_endless_model(models: Path) -> None:
-    """Puts the model and its manifest into `models`, the owner's folder."""
+def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Path:
+    """Puts the model and its manifest into `models`, the owner's folder; returns the model's file."""
     entry = next(each for each in read_manifest(SHIPPED) if each.kind == "text")
     data = (SHIPPED / entry.file).read_bytes()
     assert b"<|end|>" in data, "the shipped model ends its turns with another token now: adapt this file"
     data = data.replace(b"<|end|>", b"<|fin|>")
     data = _with_uint32(data, "tokenizer.ggml.eos_token_id", 0)
-    data = _with_uint32(data, "llama.context_length", WINDOW_TOKENS)
-    models.mkdir(parents=True)
+    data = _with_uint32(data, "llama.context_length", window_tokens)
+    models.mkdir(parents=True, exist_ok=True)
     file = models / f"{NAME}.gguf"
     file.write_bytes(data)
     manifest = {
@@ -51,11 +51,12 @@ def add_endless_model(models: Path) -> None:
                 "file": file.name,
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "size_bytes": len(data),
-                "context_tokens": WINDOW_TOKENS,
+                "context_tokens": window_tokens,
             }
         ]
     }
     (models / "manifest.json").write_text(json.dumps(manifest), "ascii")
+    return file
 
 
 def _with_uint32(data: bytes, key: str, value: int) -> bytes:
