@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import msgspec
 from .exit_status import ExitStatus, Failed
 from .place import add_place_options, key_of, paths_of, url_of
 
-#: A reply may take as long as it takes; a connection that is not made within this will not be.
+#: A connection that is not made within this will not be.
 CONNECT_TIMEOUT_S = 5.0
+
+#: A reply may take as long as it takes, but the gateway sends something every 15 s meanwhile.
+SILENCE_TIMEOUT_S = 60.0
 
 HELP = """\
 /persona NAME   talk to somebody else        /new    begin a new conversation
@@ -57,6 +61,11 @@ def _complete_persona(**_: Any) -> list[str]:
     from appliance.chat.personas import load_personas
 
     return list(load_personas())
+
+
+def printable(text: str) -> str:
+    """Text without control characters but line ends and tabs: a model must not steer the terminal."""
+    return "".join(each for each in text if each in "\n\t" or unicodedata.category(each) != "Cc")
 
 
 class Conversation:
@@ -123,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     with httpx.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {key}"},
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         trust_env=False,
     ) as client:
         conversation = Conversation(client, arguments.persona or "coral", arguments.session)
@@ -211,7 +220,7 @@ def _say(conversation: Conversation, message: str, *, as_json: bool) -> int:
             payload = event["payload"]
             match event["type"]:
                 case "token" if not as_json:
-                    print(payload["content"], end="", flush=True)
+                    print(printable(payload["content"]), end="", flush=True)
                 case "done":
                     if not as_json:
                         print(
@@ -221,6 +230,6 @@ def _say(conversation: Conversation, message: str, *, as_json: bool) -> int:
                 case "error":
                     if not as_json:
                         print(flush=True)
-                        print(f"coral-reef: {payload['message']}", file=sys.stderr)
+                        print(f"coral-reef: {printable(payload['message'])}", file=sys.stderr)
                     return ExitStatus.FAILED
     raise Failed("the reply ended early", ExitStatus.UNAVAILABLE)

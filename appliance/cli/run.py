@@ -227,8 +227,10 @@ class _Launcher:
         try:
             began = time.monotonic()
             self._supervisor.start(self._environment)
+            write_atomically(
+                self._paths.run / "url", f"{url}\n".encode()
+            )  # it listens: whoever comes now, waits
             if self._start_gateways(wake_read):
-                write_atomically(self._paths.run / "url", f"{url}\n".encode())
                 self._greet(url, time.monotonic() - began)
             return self._watch(wake_read)
         finally:

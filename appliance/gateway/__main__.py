@@ -1,4 +1,4 @@
-"""`python -m appliance.gateway --fd N`: a gateway process on a bound socket. `--prepare` readies the database and ends."""
+"""`python -m appliance.gateway --fd N`: a gateway process on a bound socket."""
 
 from __future__ import annotations
 

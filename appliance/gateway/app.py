@@ -107,6 +107,7 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             title="Coral-Reef",
             version=__version__,
             description="Chat with the personas of a Coral-Reef tower.",
+            use_handler_docstrings=True,
             path="/openapi",  # the framework's own place for it answers every path below with HTML: keep that off "/"
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
             components=Components(

@@ -1,6 +1,6 @@
 """The envelope of WebSocket and server-sent events: `{"type": ..., "payload": {...}}`, and its messages in both directions.
 
-The names and payloads are those of the specification's tables; `DESIGN.md` says how they are read.
+The names and payloads are those of the specification's tables.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ def _fields(title: str, schema: dict[str, Any], root: dict[str, Any]) -> str:
     rows = []
     required = set(schema.get("required", []))
     for name, field in schema.get("properties", {}).items():
+        field = _one(field)
         text = " ".join(filter(None, (field.get("description"), _limits(field))))
         rows.append(
             f"<tr><td><code>{escape(name)}</code>{'' if name in required else ' (optional)'}</td>"
@@ -121,14 +122,24 @@ def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def _one(field: dict[str, Any]) -> dict[str, Any]:
+    """An optional field as what it is when it is given."""
+    given = [each for each in field.get("oneOf") or field.get("anyOf") or [] if each.get("type") != "null"]
+    return (
+        {**given[0], **{k: v for k, v in field.items() if k not in ("oneOf", "anyOf")}}
+        if len(given) == 1
+        else field
+    )
+
+
 def _kind(field: dict[str, Any], root: dict[str, Any]) -> str:
     if "$ref" in field:
         resolved = _resolve(field, root)
         return _kind(resolved, root) if "enum" in resolved else str(field["$ref"].rpartition("/")[2])
     if "enum" in field:
         return " | ".join(json.dumps(value) for value in field["enum"])
-    if "oneOf" in field:
-        return " | ".join(_kind(each, root) for each in field["oneOf"])
+    if choices := field.get("oneOf") or field.get("anyOf"):
+        return " | ".join(_kind(each, root) for each in choices if each.get("type") != "null")
     kind = field.get("type", "")
     if kind == "array":
         return f"list of {_kind(field.get('items', {}), root)}"
@@ -144,7 +155,5 @@ def _limits(field: dict[str, Any]) -> str:
         "maxItems": "at most",
         "exclusiveMinimum": "above",
     }
-    for each in field.get("oneOf", []):
-        field = {**each, **field}
     found = [f"{word} {field[key]}" for key, word in names.items() if key in field]
     return f"({', '.join(found)})" if found else ""

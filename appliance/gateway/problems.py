@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Request, Response
+from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
@@ -129,5 +129,3 @@ def of_bug(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes
 
 
 HANDLERS: dict[Any, Any] = {HTTPException: of_http, ChatError: of_chat, Exception: of_bug}
-
-__all__ = ["HANDLERS", "Field", "MediaType", "Problem", "respond"]

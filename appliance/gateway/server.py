@@ -20,7 +20,7 @@ from appliance.config.appliance import Appliance
 from appliance.paths import Paths
 
 from .app import create_app
-from .websocket import ROUND_TRIP
+from .websocket import ROUND_TRIP, STOPPING
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,8 @@ class MeasuredWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if getattr(self, "scope", None) is not None:
-            extensions: dict[str, Any] = {
-                **(self.scope.get("extensions") or {}),
-                ROUND_TRIP: self._round_trip,
-            }
+            ours = {ROUND_TRIP: self._round_trip, STOPPING: self._stopping}
+            extensions: dict[str, Any] = {**(self.scope.get("extensions") or {}), **ours}
             self.scope["extensions"] = extensions
 
     def shutdown(self) -> None:

@@ -33,6 +33,7 @@ from appliance.wire.messages import (
     WorkerFailed,
     WorkerReady,
     WorkerSpec,
+    failure,
     protocol_failure,
 )
 
@@ -145,9 +146,11 @@ class Worker:
         match message:
             case Generate(request_id=request_id):
                 if request_id in mine:
-                    connection.post(
-                        Failure(code="duplicate_request", message="this id is in use", request_id=request_id)
-                    )
+                    connection.post(failure("duplicate_request", "this id is in use", request_id))
+                    return
+                if len(self._streams) >= 2 * self._spec.slots:
+                    # Leases keep gateways below the slots; what comes beyond would wait in the engine, past cancelling.
+                    connection.post(failure("too_many", "this worker has no place left", request_id))
                     return
                 stream = mine[request_id] = _Stream(connection, message)
                 self._streams.add(stream)
@@ -171,7 +174,7 @@ class Worker:
                 stream.request, lambda text: self._outbox.put(stream, text), lambda: stream.cancelled
             )
         except InferenceError as error:
-            end = Failure(code=error.code, message=str(error), request_id=request_id)
+            end = failure(error.code, error, request_id)
         self._outbox.put(stream, end)
 
     def _ended(self, future: asyncio.Future[None], stream: _Stream, mine: dict[str, _Stream]) -> None:
@@ -179,8 +182,8 @@ class Worker:
         self._streams.discard(stream)
         if (error := future.exception()) is not None:
             log.error("a reply failed", exc_info=error)
-            code, text = InferenceError.code, f"internal error: {type(error).__name__}"
-            stream.connection.post(Failure(code=code, message=text, request_id=stream.request.request_id))
+            text = f"internal error: {type(error).__name__}"
+            stream.connection.post(failure(InferenceError.code, text, stream.request.request_id))
         if not self._streams:
             self._idle.set()
 
@@ -197,7 +200,7 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     try:
         engine, listener = _load(spec)
     except InferenceError as error:
-        os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error))))
+        os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
     ready = WorkerReady(context_tokens=engine.context_tokens, load_s=time.monotonic() - began)
 

@@ -98,7 +98,8 @@ class Forkserver:
                         self._spawned[name].set_result(pid)
                 case Exited(pid=pid, status=status):
                     self._alive.discard(pid)
-                    self._on_exit(pid, status)
+                    # Not at once: when it came in one read with `Spawned`, whoever spawned it does not know the pid yet.
+                    asyncio.get_running_loop().call_soon(self._on_exit, pid, status)
         if not data:
             self._lost()
 
@@ -111,7 +112,7 @@ class Forkserver:
             status = process.wait()  # its end of the socket is closed: it has ended, or does so now
             log.error("the forkserver ended with status %s; its workers end with it", status)
         for pid in alive:
-            self._on_exit(pid, signal.SIGKILL)
+            asyncio.get_running_loop().call_soon(self._on_exit, pid, signal.SIGKILL)
 
     def _forget(self) -> None:
         if self._socket is not None:

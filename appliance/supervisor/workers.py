@@ -45,6 +45,10 @@ NEXT: dict[WorkerState, frozenset[WorkerState]] = {
 #: A restart waits this long at most, however often it failed.
 RESTART_DELAY_LIMIT_S = 30.0
 
+#: However little the owner allows, and however often it doubles: 2**1024 is more than a float holds.
+RESTART_DELAY_FLOOR_S = 0.05
+DOUBLINGS_LIMIT = 16
+
 #: A worker that was ready for this long may be restarted without delay again.
 SETTLED_S = 10.0
 
@@ -133,7 +137,8 @@ class WorkerKeeper:
         try:
             while True:
                 await self._once()
-                delay = min(self._restart_delay_s * 2**self._failures, RESTART_DELAY_LIMIT_S)
+                delay = self._restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
+                delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
                 self._failures += 1
                 self._restarts += 1
                 await asyncio.sleep(delay)

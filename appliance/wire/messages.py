@@ -1,7 +1,7 @@
 """Every message of the protocol. A frame holds one of them, as msgpack, its name in the field `type`.
 
-Two kinds of connection: to the supervisor's control socket (`Control*`, leases, status) and to a worker's socket
-(`Generate` and what follows from it). Either side's first message is `Hello`.
+Two kinds of connection: to the supervisor's control socket (leases, status) and to a worker's socket (`Generate` and what follows
+from it). Either side's first message is `Hello`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ class Failure(Message, frozen=True, kw_only=True):
     request_id: Annotated[str, Meta(max_length=64)] = ""
 
 
+def failure(code: str, error: Exception | str, request_id: str = "") -> Failure:
+    """A Failure with its text cut to length: an error may quote whatever a peer or an engine said."""
+    return Failure(code=code, message=str(error)[:1024], request_id=request_id)
+
+
 def protocol_failure(error: Exception) -> Failure:
-    """The last thing that a peer hears which did not speak our protocol. An error may quote what it sent: cut to length."""
-    return Failure(code="protocol", message=str(error)[:1024])
+    """The last thing that a peer hears which did not speak our protocol."""
+    return failure("protocol", error)
 
 
 # --- control socket ---------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     max_tokens: Annotated[int, Meta(ge=1, le=32_768)] = 256
-    stop: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)] = []
     seed: Annotated[int, Meta(ge=0, le=0xFFFF_FFFE)] | None = None
 
 

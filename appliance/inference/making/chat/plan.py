@@ -40,22 +40,24 @@ class Plan:
     #: copy what it was told (a query, a number, a name) within some hundred steps; without, it had not after two thousand.
     echo_from: int = 1_800
     echo_share: float = 0.12
-    #: After these steps, a second and lower wave of the learning rate with more tool calls: what is copied becomes exact.
-    finish_steps: int = 1_000
-    finish_rate: float = 6.0e-4
+    #: After these steps, lower waves of the learning rate (steps, peak) with more tool calls: what is copied becomes exact.
+    finish: tuple[tuple[int, float], ...] = ((1_000, 6.0e-4), (500, 3.0e-4))
     finish_echo_share: float = 0.06
     finish_call_share: float = 0.2
 
     @property
     def all_steps(self) -> int:
-        return self.steps + self.finish_steps
+        return self.steps + sum(steps for steps, _ in self.finish)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_fraction` of the peak; then the same once more for the finish."""
+    """Linear warm-up, then a cosine down to `final_fraction` of the peak; then the same for each wave of the finish."""
     peak, steps, warmup = plan.learning_rate, plan.steps, plan.warmup
-    if step >= plan.steps:
-        peak, steps, warmup, step = plan.finish_rate, plan.finish_steps, plan.warmup // 3, step - plan.steps
+    for wave in plan.finish:
+        if step < steps:
+            break
+        step -= steps
+        (steps, peak), warmup = wave, plan.warmup // 3
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
