@@ -43,10 +43,11 @@ def upgrade(database: Database) -> bool:
 
 def _is_current(database: Database) -> bool:
     with database.reading() as connection:
-        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
         named = connection.exec_driver_sql(
             "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
         ).first()
+        # After a read: a connection from before another process switched to WAL learns of it only when it reads the file.
+        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
         if named is None or mode != "wal":
             return False
         return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [
