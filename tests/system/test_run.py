@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from websockets.asyncio.client import connect
 
 from .booted import (
     COMMAND,
@@ -527,3 +529,13 @@ def test_a_damaged_model_is_told(state: Path) -> None:
         appliance.stop()
     finally:
         appliance.destroy()
+
+
+async def test_an_idle_websocket_hears_of_the_stop(state: Path) -> None:
+    """It is closed with "service restart" at once: nothing of it has to end first."""
+    with booted(state) as appliance:
+        async with connect(appliance.websocket_url, additional_headers=appliance.headers) as client:
+            appliance.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(8):  # drain_s is 10: not only when the patience for replies is over
+                await client.wait_closed()
+            assert client.close_code == 1012
