@@ -57,6 +57,11 @@ class Paths:
         return self.state / "lock"
 
     @property
+    def launcher_lock(self) -> Path:
+        """Held by `coral-reef run`; `lock` is the supervisor's."""
+        return self.state / "run.lock"
+
+    @property
     def database(self) -> Path:
         return self.state / "coral-reef.db"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import ipaddress
 import logging
 import os
@@ -15,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from appliance.config.load import Settings
-from appliance.files import write_atomically
+from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
 
@@ -75,8 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_or_explain(paths)
     if settings is None:
         return ExitStatus.BAD_CONFIGURATION
-    _refuse_second_instance(paths)
-    with _bind(settings, _port_of(arguments, settings)) as listener:
+    with _only_instance(paths), _bind(settings, _port_of(arguments, settings)) as listener:
         return _Launcher(paths, settings, listener).run()
 
 
@@ -108,19 +107,19 @@ def _port_of(arguments: argparse.Namespace, settings: Settings) -> int:
     return settings.network.api.port
 
 
-def _refuse_second_instance(paths: Paths) -> None:
-    """One clear line before anything starts; the supervisor's own lock is what really decides."""
-    descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+@contextlib.contextmanager
+def _only_instance(paths: Paths) -> Iterator[None]:
+    """One clear line before anything starts when an appliance has this folder already, started by `run` or by systemd."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        with FileLock(paths.launcher_lock):
+            with FileLock(paths.lock):
+                pass  # the supervisor takes it next; here it only shows that no other one runs
+            yield
+    except LockHeld as error:
         raise Failed(
-            f"an appliance runs with {paths.state} already (process {holder}): stop it, or choose another STATE=",
+            f"an appliance runs with {paths.state} already (process {error.holder}): stop it, or choose another STATE=",
             ExitStatus.IN_USE,
         ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _address(settings: Settings) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import time
-from pathlib import Path
-from types import TracebackType
 
 from appliance import __version__
 from appliance.config.load import Settings
 from appliance.config.network import Mode
+from appliance.files import FileLock, LockHeld
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
@@ -36,30 +34,16 @@ DEFAULT_CONTEXT_TOKENS = 4096
 CONTEXT_LIMIT_TOKENS = 8192
 
 
-class StateLock:
-    """One supervisor a state folder; the kernel lets go when we die."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
+class StateLock(FileLock):
+    """One supervisor a state folder."""
 
     def __enter__(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._descriptor)
+            super().__enter__()
+        except LockHeld as error:
             raise AlreadyRunning(
-                f"{self._path.parent} is in use by process {holder}: stop that one, or choose another STATE="
+                f"{self.path.parent} is in use by process {error.holder}: stop that one, or choose another STATE="
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._descriptor)
 
 
 class Supervisor:

@@ -426,8 +426,8 @@ def test_a_state_folder_with_too_long_a_name(state: Path) -> None:
 
 def test_a_second_one_with_the_same_state(state: Path) -> None:
     with booted(state) as appliance:
-        (supervisor,) = appliance.pids("supervisor")
-        check_one_line(run("--state", state, "--port", "0"), 75, str(state), str(supervisor), "STATE=")
+        launcher = str(appliance.process.pid)  # the process to stop
+        check_one_line(run("--state", state, "--port", "0"), 75, str(state), launcher, "STATE=")
         # It has not disturbed the first one.
         assert appliance.chat()["content"]
         assert appliance.url
