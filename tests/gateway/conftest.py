@@ -120,6 +120,11 @@ class FakeAppliance:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(lambda: request_id in getattr(self, what))
 
+    async def until_asked(self, count: int) -> None:
+        """Waits until this many leases were asked for."""
+        async with asyncio.timeout(5), self.changed:
+            await self.changed.wait_for(lambda: len(self.requests) >= count)
+
     async def _notice(self) -> None:
         async with self.changed:
             self.changed.notify_all()

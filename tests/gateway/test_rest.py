@@ -188,7 +188,7 @@ async def test_nearly_the_key(served: Served) -> None:
     ["/nothing", "/api", "/api/v1/", "/api/v1/chat/x", "/docs/x", "/%00", "/\u00e9", "/api/v1/chat/history/"],
 )
 async def test_unknown_paths(served: Served, path: str) -> None:
-    problem(await served.client.get(path), 404)
+    assert problem(await served.client.get(path), 404)["code"] == "not_found"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,8 @@ async def test_an_unknown_persona(served: Served) -> None:
 
 
 async def test_a_session_id_too_long(served: Served) -> None:
-    problem(await served.client.get(f"{CHAT}/history/{'x' * 65}"), 400)
+    found = problem(await served.client.get(f"{CHAT}/history/{'x' * 65}"), 400)
+    assert [each["field"] for each in found["errors"]] == ["session_id"]
 
 
 @pytest.mark.parametrize("message", ["a\x00b", "\U0001f41a", "\u202e\ufeff", "\r\n\t."])

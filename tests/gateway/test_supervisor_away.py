@@ -55,12 +55,13 @@ async def test_away_then_back(served: Served) -> None:
 @MODULE
 async def test_a_stream_that_waits_for_a_supervisor_that_dies(served: Served) -> None:
     served.fake.mute = True
+    asked = len(served.fake.requests)
     try:
         asking = asyncio.create_task(
             served.client.post(CHAT, json={"persona_id": "coral", "message": "lost"})
         )
         status = asyncio.create_task(served.client.get("/api/v1/system/status"))
-        await asyncio.sleep(0.05)  # either is answered alike, whether it was sent before the end or not
+        await served.fake.until_asked(asked + 1)
         await served.fake.stop_supervisor()
         assert [(await each).status_code for each in (asking, status)] == [503, 503]
     finally:

@@ -61,7 +61,7 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.one_of(*map(values, types))
         case inspect.StructType(cls=cls, fields=fields):
             return st.builds(cls, **{field.name: values(field.type) for field in fields})
-    raise NotImplementedError(info)
+    raise TypeError(info)
 
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(*(values(inspect.type_info(kind)) for kind in KINDS))
