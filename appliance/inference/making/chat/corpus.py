@@ -44,6 +44,18 @@ TOOL_NAMES = (
 #: Tools whose arguments are copied from the request are the hardest to learn: they come more often.
 TOOL_WEIGHTS = {"calculate": 2.0, "set_timer": 1.5, "search_documents": 1.5, "remember": 1.5}
 
+#: How people begin and end: these occasions come more often than the others.
+OPENINGS = (
+    "greeting",
+    "greeting",
+    "greeting_morning",
+    "greeting_evening",
+    "how_are_you",
+    "who_are_you",
+    "can_you_help_me",
+)
+CLOSINGS = ("thanks", "goodbye", "good_night")
+
 #: What a persona says it cannot do when the tool is not offered.
 DEEDS = {
     "current_time": "read the clock",
@@ -159,14 +171,13 @@ class Corpus:
                 if lacking or not says:
                     raise ValueError(f"{path}: # {intent}: nothing for {lacking or 'u'}")
                 self.smalltalk[intent] = (says, replies)
-        self._words = sorted(
-            {
-                word
-                for line in self.queries + self.clauses
-                for word in line.split()
-                if word.isalpha() and len(word) > 3
-            }
-        )
+        # Words to be copied come from everything that is said here: one that is never copied is hardly ever copied rightly.
+        replies = [
+            line for _, voices in self.smalltalk.values() for lines in voices.values() for line in lines
+        ]
+        told = [line for fact in self.facts for line in (*fact["say"], fact["more"])]
+        everything = " ".join((*self.templates(), *self.queries, *self.clauses, *replies, *told))
+        self._words = sorted(set(re.findall(r"\b[a-z]{3,}\b", everything.lower())))
 
     # --- the user's side ------------------------------------------------------------------------------------
 
@@ -184,19 +195,19 @@ class Corpus:
                 line = line.replace("{" + slot + "}", rng.choice(words), 1)
         return line
 
-    def _decorate(self, rng: random.Random, line: str, *, keep: str = "") -> str:
-        """Puts politeness, capitals, punctuation and slips around a line; `keep` stays as it is."""
-        if rng.random() < 0.3:
+    def _decorate(self, rng: random.Random, line: str, *, keep: str = "", bare: bool = False) -> str:
+        """Puts politeness, capitals, punctuation and slips around a line; `keep` stays as it is, `bare` adds no words."""
+        if rng.random() < 0.2:
             line = self._alike_pattern.sub(
                 lambda m: rng.choice(self.alike[m[1]]) if rng.random() < 0.5 else m[0], line
             )
-        if not keep and rng.random() < 0.22:
+        if not keep and rng.random() < (0.05 if bare else 0.12):
             line = self._slip(rng, line)
         name = rng.choice(self.personas)["name"]
-        roll = rng.random()
-        if roll < 0.2:
+        roll = rng.random() if not bare else 1.0
+        if roll < 0.14:
             line = rng.choice(self.before).replace("{name}", name) + line
-        elif roll < 0.28 and not keep:
+        elif roll < 0.2 and not keep:
             line = line + rng.choice(self.after).replace("{name}", name)
         style = rng.random()
         if style < 0.72:
@@ -288,10 +299,13 @@ class Corpus:
             Message("assistant", rng.choice(self.voices[persona]["declines"])),
         ]
 
-    def smalltalk_turn(self, rng: random.Random, persona: str) -> list[Message]:
-        says, replies = self.smalltalk[rng.choice(list(self.smalltalk))]
+    def smalltalk_turn(
+        self, rng: random.Random, persona: str, among: tuple[str, ...] | None = None
+    ) -> list[Message]:
+        """Small talk on any occasion, or on one of those `among`."""
+        says, replies = self.smalltalk[rng.choice(among or tuple(self.smalltalk))]
         return [
-            Message("user", self._decorate(rng, rng.choice(says))),
+            Message("user", self._decorate(rng, rng.choice(says), bare=True)),
             Message("assistant", rng.choice(replies[persona])),
         ]
 
@@ -617,8 +631,8 @@ class Corpus:
 
     # --- a conversation --------------------------------------------------------------------------------------
 
-    def conversation(self, rng: random.Random, *, echo: float = 0.0, calls: float = 0.0) -> Conversation:
-        """One conversation; `echo` is the share of turns that only ask to repeat words, `calls` that of additional tool calls."""
+    def conversation(self, rng: random.Random, *, echo: float = 0.0) -> Conversation:
+        """One conversation; `echo` is the share of turns that only ask to repeat words."""
         persona = rng.choice(self.personas)
         system = persona["system"]
         if rng.random() < 0.04:
@@ -631,37 +645,37 @@ class Corpus:
                 offered = TOOL_NAMES
         result = Conversation(system, offered)
         turns = rng.randint(10, 22) if rng.random() < 0.04 else rng.choice((1, 2, 3, 3, 4, 5, 6))
+        if rng.random() < 0.15:
+            result.messages += self.smalltalk_turn(rng, persona["id"], OPENINGS)
         ask_name: list[Message] | None = None
         named = False
         for _ in range(turns):
-            if echo and rng.random() < echo:
-                result.messages += self.echo_turn(rng)
-                continue
-            if calls and offered and rng.random() < calls:
-                result.messages += self.tool_turn(rng, persona["id"], offered)
-                continue
-            roll = rng.random()
-            if ask_name is not None and rng.random() < 0.3:
+            if ask_name is not None and rng.random() < 0.4:
                 result.messages += ask_name
                 ask_name = None
-            elif roll < 0.33:
+                continue
+            (kind,) = rng.choices(
+                ("echo", "fact", "unknown", "smalltalk", "tool", "name", "nameless"),
+                (echo, 0.29, 0.13, 0.25, 0.26 if offered else 0.03, 0.035, 0.01),
+            )
+            if kind == "echo":
+                result.messages += self.echo_turn(rng)
+            elif kind == "fact":
                 result.messages += self.fact_turn(rng, persona["id"])
-            elif roll < 0.49:
+            elif kind == "unknown":
                 result.messages += self.unknown_turn(rng, persona["id"])
-            elif roll < 0.72:
+            elif kind == "smalltalk":
                 result.messages += self.smalltalk_turn(rng, persona["id"])
-            elif roll < 0.96:
-                if offered or rng.random() < 0.25:
-                    result.messages += self.tool_turn(rng, persona["id"], offered)
-                else:
-                    result.messages += self.fact_turn(rng, persona["id"])
-            elif roll < 0.99:
-                if not named:
-                    told, ask_name = self.name_turns(rng)
-                    result.messages += told
-                    named = True
-            elif not named:
+            elif kind == "tool":
+                result.messages += self.tool_turn(rng, persona["id"], offered)
+            elif kind == "name" and not named:
+                told, ask_name = self.name_turns(rng)
+                result.messages += told
+                named = True
+            elif kind == "nameless" and not named:
                 result.messages += self.nameless_turn(rng)
+        if rng.random() < 0.06:
+            result.messages += self.smalltalk_turn(rng, persona["id"], CLOSINGS)
         if not result.messages:
             result.messages += self.smalltalk_turn(rng, persona["id"])
         return result

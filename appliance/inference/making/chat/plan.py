@@ -29,37 +29,30 @@ class Shape:
 class Plan:
     """The training: everything that decides the result, so that it can be compared on resuming."""
 
-    steps: int = 5_400
-    rows: int = 4
+    steps: int = 7_000
+    step_tokens: int = 4_096
+    #: Conversations are packed into rows of this length; every `long_every`-th step has rows as long as the window instead.
+    row_tokens: int = 512
+    long_every: int = 5
     warmup: int = 150
-    learning_rate: float = 2.0e-3
-    final_fraction: float = 0.02
+    learning_rate: float = 4.0e-3
+    final_fraction: float = 0.01
     weight_decay: float = 0.05
     seed: int = 7
-    #: From this step on, this share of the turns only asks to repeat words. By then the model has its language, and learns to
-    #: copy what it was told (a query, a number, a name) within some hundred steps; without, it had not after two thousand.
-    echo_from: int = 1_800
-    echo_share: float = 0.12
-    #: After these steps, lower waves of the learning rate (steps, peak) with more tool calls: what is copied becomes exact.
-    finish: tuple[tuple[int, float], ...] = ((1_000, 6.0e-4), (500, 3.0e-4))
-    finish_echo_share: float = 0.06
-    finish_call_share: float = 0.2
+    #: This share of the turns only asks to repeat words, so that the model learns to copy what it was told (a query, a number,
+    #: a name). It comes after the first steps, when the model has its language.
+    echo_from: int = 400
+    echo_share: float = 0.1
 
-    @property
-    def all_steps(self) -> int:
-        return self.steps + sum(steps for steps, _ in self.finish)
+    def is_long(self, step: int) -> bool:
+        """Whether the rows of this step are as long as the window."""
+        return step % self.long_every == self.long_every - 1
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_fraction` of the peak; then the same for each wave of the finish."""
-    peak, steps, warmup = plan.learning_rate, plan.steps, plan.warmup
-    for wave in plan.finish:
-        if step < steps:
-            break
-        step -= steps
-        (steps, peak), warmup = wave, plan.warmup // 3
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+    """Linear warm-up, then a cosine down to `final_fraction` of the peak."""
+    if step < plan.warmup:
+        return plan.learning_rate * (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
     low = plan.final_fraction
-    return peak * (low + (1 - low) * (0.5 + 0.5 * math.cos(math.pi * done)))
+    return plan.learning_rate * (low + (1 - low) * (0.5 + 0.5 * math.cos(math.pi * done)))

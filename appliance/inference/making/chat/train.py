@@ -14,7 +14,7 @@ import random
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
@@ -64,7 +64,7 @@ class Block(nn.Module):
         self.gate_up = linear(width, 2 * shape.feed_forward)
         self.down = linear(shape.feed_forward, width, deep)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor) -> Tensor:
         shape = self.shape
         batch, length, _ = x.shape
         sizes = [shape.heads * shape.head, shape.kv_heads * shape.head, shape.kv_heads * shape.head]
@@ -74,14 +74,14 @@ class Block(nn.Module):
         v = v.view(batch, length, shape.kv_heads, shape.head).transpose(1, 2)
         group = shape.heads // shape.kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, shape.embedding))
         gate, up = self.gate_up(self.feed_norm(x)).chunk(2, -1)
         return x + self.down(functional.silu(gate) * up)
 
 
 class Network(nn.Module):
-    """Token ids (batch, time) -> hidden states (batch, time, embedding); the head is the embedding itself."""
+    """Token ids (batch, time) and who sees whom -> hidden states (batch, time, embedding); the head is the embedding itself."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -95,11 +95,23 @@ class Network(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, sees: Tensor) -> Tensor:
         x = self.embedding(ids)
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
+            x = block(x, self.cos, self.sin, sees)
         return self.norm(x)
+
+
+class Batch(NamedTuple):
+    """What one step learns from."""
+
+    #: Token ids, (rows, time + 1).
+    ids: Tensor
+    #: Whether the persona says it, so that it is learnt; (rows, time + 1).
+    learnt: Tensor
+    #: What is added to the attention, 0 where a token sees another and -inf elsewhere; (rows, 1, time, time).
+    #: A token sees what stands before it in its own conversation, as it does later in the engine.
+    sees: Tensor
 
 
 class Rows:
@@ -108,26 +120,31 @@ class Rows:
     def __init__(self, corpus: Corpus, tokenizer: Any, shape: Shape, plan: Plan) -> None:
         self.corpus, self.tokenizer, self.shape, self.plan = corpus, tokenizer, shape, plan
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Ids and whether each is learnt, both (rows, context + 1)."""
-        rng = random.Random(f"{self.plan.seed}/{step}")
-        length = self.shape.context + 1
+    def __call__(self, step: int) -> Batch:
         plan = self.plan
-        echo, calls = plan.echo_share if step >= plan.echo_from else 0.0, 0.0
-        if step >= plan.steps:
-            echo, calls = plan.finish_echo_share, plan.finish_call_share
-        ids = torch.zeros(self.plan.rows, length, dtype=torch.long)
-        learnt = torch.zeros(self.plan.rows, length, dtype=torch.bool)
-        for row in range(self.plan.rows):
-            filled = 0
-            while filled < length:
-                pieces = render(self.corpus.conversation(rng, echo=echo, calls=calls))
+        rng = random.Random(f"{plan.seed}/{step}")
+        length = self.shape.context if plan.is_long(step) else plan.row_tokens
+        rows = plan.step_tokens // length
+        echo = plan.echo_share if step >= plan.echo_from else 0.0
+        ids = torch.zeros(rows, length + 1, dtype=torch.long)
+        learnt = torch.zeros(rows, length + 1, dtype=torch.bool)
+        conversation = torch.zeros(rows, length, dtype=torch.long)
+        for row in range(rows):
+            filled, number = 0, 0
+            while filled <= length:
+                pieces = render(self.corpus.conversation(rng, echo=echo))
                 some, says = tokens.encode(self.tokenizer, pieces)
-                some, says = some[: length - filled], says[: length - filled]
+                some, says = some[: length + 1 - filled], says[: length + 1 - filled]
                 ids[row, filled : filled + len(some)] = torch.tensor(some)
                 learnt[row, filled : filled + len(some)] = torch.tensor(says)
+                conversation[row, filled:] = number
                 filled += len(some)
-        return ids, learnt
+                number += 1
+        own = conversation[:, :, None] == conversation[:, None, :]
+        sees = (own & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+        return Batch(
+            ids, learnt, torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, -math.inf)
+        )
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -159,6 +176,7 @@ def train(out: Path, shape: Shape, plan: Plan, *, threads: int, save_every: int)
         betas=(0.9, 0.95),
         fused=True,
     )
+    compiled = torch.compile(network, dynamic=False)
     first, spent = 0, 0.0
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -170,12 +188,12 @@ def train(out: Path, shape: Shape, plan: Plan, *, threads: int, save_every: int)
         first, spent = state["step"], state["seconds"]
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, from step {first}", flush=True)
     began = time.monotonic()
-    for step in range(first, plan.all_steps):
-        ids, learnt = rows(step)
+    for step in range(first, plan.steps):
+        ids, learnt, sees = rows(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan, step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = network(ids[:, :-1])[learnt[:, 1:]]
+            hidden = compiled(ids[:, :-1], sees)[learnt[:, 1:]]
             logits = hidden @ network.embedding.weight.T
         loss = functional.cross_entropy(logits.float(), ids[:, 1:][learnt[:, 1:]])
         optimizer.zero_grad(set_to_none=True)
@@ -183,16 +201,16 @@ def train(out: Path, shape: Shape, plan: Plan, *, threads: int, save_every: int)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         done = step + 1
-        if done % 50 == 0 or done == plan.all_steps:
+        if done % 50 == 0 or done == plan.steps:
             seconds = spent + time.monotonic() - began
-            speed = (done - first) * plan.rows * shape.context / (time.monotonic() - began)
-            left = (plan.all_steps - done) * plan.rows * shape.context / speed
+            speed = (done - first) * plan.step_tokens / (time.monotonic() - began)
+            left = (plan.steps - done) * plan.step_tokens / speed
             print(
-                f"step {done}/{plan.all_steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s  "
+                f"step {done}/{plan.steps}  loss {loss.item():.3f}  {speed:,.0f} tokens/s  "
                 f"{seconds / 60:.0f} min done, {left / 60:.0f} min to go",
                 flush=True,
             )
-        if done % save_every == 0 or done == plan.all_steps:
+        if done % save_every == 0 or done == plan.steps:
             save(
                 checkpoint,
                 {
