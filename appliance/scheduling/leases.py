@@ -39,6 +39,7 @@ class _Place:
     model: str
     slots: int
     leases: int = 0
+    closing: bool = False
 
 
 class LeaseTable:
@@ -93,6 +94,11 @@ class LeaseTable:
         self._workers[name] = _Place(model, slots, running)
         return self._grant()
 
+    def worker_closing(self, name: str) -> None:
+        """A worker takes no new leases; those that it has go on."""
+        if name in self._workers:
+            self._workers[name].closing = True
+
     def worker_gone(self, name: str) -> list[Lease]:
         """A worker takes no more; its leases are over, their streams end by themselves."""
         self._workers.pop(name, None)
@@ -136,7 +142,7 @@ class LeaseTable:
         able = [
             name
             for name, place in self._workers.items()
-            if place.leases < place.slots and request.model in ("", place.model)
+            if place.leases < place.slots and not place.closing and request.model in ("", place.model)
         ]
         if not able:
             return None

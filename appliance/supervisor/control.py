@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import SchedulingError
 from appliance.scheduling.leases import Lease, LeaseTable, Request
 from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
@@ -18,9 +19,12 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
     Status,
     StatusRequest,
     ToSupervisor,
+    failure,
     protocol_failure,
 )
 
@@ -28,6 +32,9 @@ log = logging.getLogger(__name__)
 
 #: A peer that lets this much pile up is cut off.
 BACKLOG_LIMIT_BYTES = 1024 * 1024
+
+#: Carries out a `ModelLoad`; what it is given tells the peer how far it is.
+LoadModel = Callable[[ModelLoad, Callable[[Message], None]], Awaitable[ModelLoaded]]
 
 
 class ControlSocket:
@@ -40,9 +47,13 @@ class ControlSocket:
         *,
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
+        load_model: LoadModel,
+        why_none_is_ready: Callable[[], str],
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
+        self._load_model, self._why_none_is_ready = load_model, why_none_is_ready
+        self._loads: set[asyncio.Task[None]] = set()
         self._queue_timeout_s = queue_timeout_s
         self._peers: set[Connection[Message]] = set()
         self._deadlines: dict[tuple[Connection[Message], str], asyncio.TimerHandle] = {}
@@ -64,6 +75,9 @@ class ControlSocket:
         """Ends all connections and the socket."""
         if self._server is not None:
             self._server.close()
+        for load in self._loads:
+            load.cancel()
+        await asyncio.gather(*self._loads, return_exceptions=True)
         for peer in list(self._peers):
             peer.abort()
         if self._server is not None:
@@ -88,9 +102,9 @@ class ControlSocket:
                 ),
             )
 
-    async def idle(self) -> None:
-        """Returns when no lease runs."""
-        while self._leases.leases:
+    async def idle(self, is_idle: Callable[[], bool]) -> None:
+        """Returns when the leases that `is_idle` looks at have ended."""
+        while not is_idle():
             self._settled.clear()
             await self._settled.wait()
 
@@ -149,16 +163,31 @@ class ControlSocket:
                 self._settled.set()
             case StatusRequest():
                 self._tell(peer, self._status())
+            case ModelLoad():
+                load = asyncio.create_task(self._load(peer, message), name=f"load {message.model}")
+                self._loads.add(load)
+                load.add_done_callback(self._loads.discard)
             case _:
                 raise FrameError(f"{type(message).__name__} is nothing that the supervisor takes")
+
+    async def _load(self, peer: Connection[Message], request: ModelLoad) -> None:
+        """Goes on when the peer goes away: what was asked for is what the owner wants."""
+        try:
+            self._tell(peer, await self._load_model(request, lambda message: self._tell(peer, message)))
+        except InferenceError as error:
+            log.warning("the model %s is not loaded: %s", request.model, error)
+            self._tell(peer, failure(error.code, error, request.request_id))
 
     def _waited_too_long(self, peer: Connection[Message], request_id: str) -> None:
         self._deadlines.pop((peer, request_id), None)
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
-        message = f"no worker was free within {self._queue_timeout_s:.0f} s; try again in a moment"
-        self._tell(peer, Failure(code="unavailable", message=message, request_id=request_id))
+        if reason := self._why_none_is_ready():
+            message = f"no model is loaded: {reason}"
+        else:
+            message = f"no worker was free within {self._queue_timeout_s:.0f} s; try again in a moment"
+        self._tell(peer, failure("unavailable", message, request_id))
 
     def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:
         timer = self._deadlines.pop((peer, request_id), None)

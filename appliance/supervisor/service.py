@@ -7,6 +7,9 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
+
+import msgspec
 
 from appliance import __version__
 from appliance.config.load import Settings
@@ -17,21 +20,16 @@ from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
-from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
+from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState, WorkerStatus
 
 from .control import ControlSocket
 from .errors import AlreadyRunning
 from .forkserver import Forkserver
 from .notify import Notify, feed_watchdog
+from .text_model import TextModel
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
-
-#: A model whose manifest names no window gets this one, in tokens a slot.
-DEFAULT_CONTEXT_TOKENS = 4096
-
-#: However large a model's window is, a slot gets this much unless the owner says more: the KV cache grows with it.
-CONTEXT_LIMIT_TOKENS = 8192
 
 
 class StateLock(FileLock):
@@ -57,6 +55,9 @@ class Supervisor:
         self._leases = LeaseTable(queue_limit=appliance.scheduler.queue_limit)
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._bug: BaseException | None = None
+        self._text = TextModel(paths, appliance.text, self)
         self._problems: list[str] = []
         if settings.network.mode is not Mode.LOCAL:
             self._problems.append(
@@ -67,6 +68,8 @@ class Supervisor:
             self._leases,
             status=self.status,
             socket_of=self._socket_of,
+            load_model=self._text.load,
+            why_none_is_ready=self._why_none_is_ready,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
         self._stop = asyncio.Event()
@@ -77,24 +80,24 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         await self._control.start()
-        self._plan_workers()
-        tasks = [
-            asyncio.create_task(keeper.run(), name=f"keeper {name}") for name, keeper in self._keepers.items()
-        ]
+        self._text.start()
         watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: not any(task.done() for task in tasks)), name="watchdog"
+            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
         )
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
-            await self._until_stopped(tasks)
+            await self._stop.wait()
+            if self._bug is not None:
+                raise self._bug
         finally:
             self._notify.stopping("stopping: waiting for replies to end")
             self._control.drain()
             await self._drained()
-            for task in (*tasks, watchdog):
+            await self._text.close()
+            for task in (*self._tasks.values(), watchdog):
                 task.cancel()
-            await asyncio.gather(*tasks, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             log.info("stopped")
@@ -103,7 +106,8 @@ class Supervisor:
 
     def worker_ready(self, name: str, *, model: str, slots: int) -> None:
         """A keeper's worker takes leases."""
-        self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
+        if self._text.ready(name):
+            self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
         self._notify.status(self._summary())
 
     def worker_gone(self, name: str) -> None:
@@ -113,7 +117,7 @@ class Supervisor:
 
     def status(self) -> Status:
         """Everything that `coral-reef status` and the API show."""
-        workers = [keeper.status(self._leases.leases_of(name)) for name, keeper in self._keepers.items()]
+        workers = self._workers()
         return Status(
             version=__version__,
             mode=str(self._settings.network.mode),
@@ -130,50 +134,67 @@ class Supervisor:
             warnings=[str(warning) for warning in self._settings.warnings] + self._problems,
             workers=workers,
             models=self._models(),
+            model=self._text.model,
+            configured_model=self._text.configured,
         )
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def _plan_workers(self) -> None:
-        """One text worker for the configured model."""
-        text = self._settings.appliance.text
-        try:
-            model = models.find(self._paths, text.model)
-        except InferenceError as error:
-            self._problems.append(str(error))
-            log.error("no text worker: %s", error)
-            return
-        name = "text-1"
-        trained = model.entry.context_tokens or DEFAULT_CONTEXT_TOKENS
-        spec = WorkerSpec(
-            name=name,
-            kind=model.entry.kind,
-            model=model.name,
-            model_path=str(model.path),
-            model_sha256=model.entry.sha256,
-            model_size_bytes=model.entry.size_bytes,
-            socket=str(self._paths.workers / f"{name}.sock"),
-            folder=str(self._paths.workers / name),
-            slots=text.slots,
-            threads=text.threads,
-            context_tokens=text.context_tokens or min(trained, CONTEXT_LIMIT_TOKENS),
-            batch_tokens=text.batch_tokens,
-            cache_mib=text.cache_mib,
-        )
-        self._keepers[name] = WorkerKeeper(
+    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+        """A new worker, kept alive from now on."""
+        keeper = self._keepers[spec.name] = WorkerKeeper(
             spec,
-            model,
+            plan,
             self._forkserver,
             self,
             restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
-            memory_limit_bytes=text.memory_limit_mib * 1024 * 1024,
+            memory_limit_bytes=self._settings.appliance.text.memory_limit_mib * 1024 * 1024,
         )
+        task = self._tasks[spec.name] = asyncio.create_task(keeper.run(), name=f"keeper {spec.name}")
+        task.add_done_callback(self._keeper_ended)
+        return keeper
+
+    async def stop(self, worker: str) -> None:
+        """Ends a worker for good."""
+        task = self._tasks.pop(worker)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del self._keepers[worker]
+        self.worker_gone(worker)
+
+    def closing(self, worker: str) -> int:
+        """A worker gets no more leases; returns how many it has."""
+        self._leases.worker_closing(worker)
+        return self._leases.leases_of(worker)
+
+    async def idle(self, worker: str) -> None:
+        """Returns when a worker has no lease."""
+        await self._control.idle(lambda: self._leases.leases_of(worker) == 0)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _keeper_ended(self, task: asyncio.Task[None]) -> None:
+        """One that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            self._stop.set()
+
+    def _workers(self) -> list[WorkerStatus]:
+        found = []
+        for name, keeper in self._keepers.items():
+            status = keeper.status(self._leases.leases_of(name))
+            if self._text.retiring(name) and not status.detail:
+                status = msgspec.structs.replace(status, detail="replaced; finishes its replies")
+            found.append(status)
+        return found
 
     def _models(self) -> list[ModelStatus]:
+        found = []
         try:
             known = models.catalogue(self._paths)
         except InferenceError as error:
-            return [
+            known = models.shipped()
+            found.append(
                 ModelStatus(
                     name="?",
                     kind="",
@@ -183,10 +204,11 @@ class Supervisor:
                     loaded_by=[],
                     problem=str(error),
                 )
-            ]
-        found = []
+            )
         for model in known.values():
-            loaded = [keeper for keeper in self._keepers.values() if keeper.model.path == model.path]
+            loaded = [
+                keeper for keeper in self._keepers.values() if keeper.spec.model_path == str(model.path)
+            ]
             ready = [keeper for keeper in loaded if keeper.state is WorkerState.READY]
             found.append(
                 ModelStatus(
@@ -204,7 +226,14 @@ class Supervisor:
 
     def _summary(self) -> str:
         ready = sum(keeper.state is WorkerState.READY for keeper in self._keepers.values())
-        return f"{ready} of {len(self._keepers)} workers ready"
+        reason = self._why_none_is_ready()
+        return f"{ready} of {len(self._keepers)} workers ready" + (f": {reason}" if reason else "")
+
+    def _why_none_is_ready(self) -> str:
+        """What the workers last said; empty when one is ready, or when none has failed."""
+        if any(keeper.state is WorkerState.READY for keeper in self._keepers.values()):
+            return ""
+        return "; ".join(filter(None, (keeper.status(0).detail for keeper in self._keepers.values())))
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -214,18 +243,10 @@ class Supervisor:
         for keeper in self._keepers.values():
             keeper.exited(pid, status)
 
-    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Returns at SIGTERM; a keeper that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        for task in done - {stop}:
-            task.result()
-
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""
         try:
             async with asyncio.timeout(self._settings.appliance.supervisor.drain_s):
-                await self._control.idle()
+                await self._control.idle(lambda: self._leases.leases == 0)
         except TimeoutError:
             log.warning("%d replies did not end in time", self._leases.leases)

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from appliance.inference.models import Model
+from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Decoder
 from appliance.wire.messages import (
+    EngineBuild,
     FromWorkerPipe,
     Message,
     WorkerFailed,
@@ -86,7 +87,7 @@ class WorkerKeeper:
     def __init__(
         self,
         spec: WorkerSpec,
-        model: Model,
+        plan: Callable[[], WorkerSpec],
         forkserver: Forkserver,
         events: WorkerEvents,
         *,
@@ -94,7 +95,9 @@ class WorkerKeeper:
         memory_limit_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.spec, self.model = spec, model
+        """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
+        It may raise InferenceError."""
+        self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
         self._restart_delay_s, self._memory_limit_bytes = restart_delay_s, memory_limit_bytes
         self._clock = clock
@@ -105,6 +108,7 @@ class WorkerKeeper:
         self._failures = 0
         self._detail = ""
         self.context_tokens = 0
+        self._engine: EngineBuild | None = None
         self._exited: asyncio.Future[int] | None = None
 
     @property
@@ -130,6 +134,7 @@ class WorkerKeeper:
             rss_bytes=resident_bytes(self._pid) if self._pid else 0,
             since_s=self._clock() - self._since,
             detail=self._detail,
+            engine=self._engine,
         )
 
     async def run(self) -> None:
@@ -154,9 +159,17 @@ class WorkerKeeper:
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
         loop = asyncio.get_running_loop()
+        before = self._detail
+        self._enter(WorkerState.STARTING, "")
+        try:
+            self.spec = self._plan()
+        except InferenceError as error:
+            if str(error) != before:
+                log.error("worker %s cannot start: %s", self.spec.name, error)
+            self._enter(WorkerState.WAITING, str(error))
+            return
         self._fresh_folder()
         self._exited = loop.create_future()
-        self._enter(WorkerState.STARTING, "")
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -192,8 +205,8 @@ class WorkerKeeper:
             problem = f"not loaded after {deadline_s:.0f} s"
             self._send(signal.SIGKILL)
         match report:
-            case WorkerReady(context_tokens=context_tokens, load_s=load_s):
-                self.context_tokens = context_tokens
+            case WorkerReady(context_tokens=context_tokens, load_s=load_s, engine=engine):
+                self.context_tokens, self._engine = context_tokens, engine
                 self._enter(WorkerState.READY, "")
                 log.info(
                     "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
