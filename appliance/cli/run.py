@@ -23,6 +23,7 @@ from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
 
+from .ask import ask_status
 from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
 
@@ -35,6 +36,9 @@ FAILURES_LIMIT = 5
 
 #: What a first start may take on a slow machine before something is wrong.
 START_TIMEOUT_S = 60.0
+
+#: The greeting waits this long to say whether the model could be loaded; a large one takes longer.
+GREETING_PATIENCE_S = 1.0
 
 
 def add_parser(commands: Any) -> None:
@@ -310,8 +314,26 @@ class _Launcher:
             f"  chat      {command} chat{option}        (in another terminal)",
             f"  API       {url}/docs   key: {_shortest(self._paths.admin_key)}",
             "  stop      Ctrl-C",
+            *self._model_trouble(),
         )
         print("\n" + "\n".join(lines) + "\n", flush=True)
+
+    def _model_trouble(self) -> list[str]:
+        """What the owner should know when nobody would answer a chat now."""
+        deadline = time.monotonic() + GREETING_PATIENCE_S
+        while True:
+            try:
+                status = ask_status(self._paths)
+            except Failed as error:
+                return [f"  problem   {error}"]
+            reason = "; ".join(worker.detail for worker in status.workers if worker.detail)
+            if status.ready:
+                return []
+            if reason:
+                return [f"  problem   no replies: {reason}"]
+            if self._stopping or time.monotonic() > deadline:
+                return [f"  wait      the model {status.model} is being loaded"]
+            time.sleep(0.05)
 
 
 def _on_path() -> bool:

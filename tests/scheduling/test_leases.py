@@ -241,3 +241,19 @@ def test_sessions_are_remembered_but_not_without_end() -> None:
         leases.request(Request("g", "r", f"s{number}"))
         leases.settle("g", "r")
     assert len(leases._last) == 10_000
+
+
+def test_a_closing_worker_keeps_its_leases_and_gets_no_more() -> None:
+    table = LeaseTable(queue_limit=QUEUE_LIMIT)
+    table.worker_ready("old", model="m", slots=2)
+    table.request(Request("gateway", "r1", "s1"))
+    table.worker_closing("old")
+    assert table.request(Request("gateway", "r2", "s2")) == []
+    (granted,) = table.worker_ready("new", model="m", slots=1)
+    assert (granted.request.request_id, granted.worker) == ("r2", "new")
+    table.settle("gateway", "r2")
+    assert table.request(Request("gateway", "r3", "s1")) == [], "its session is busy on the old one"
+    assert table.leases_of("old") == 1
+    (granted,) = table.settle("gateway", "r1")
+    assert granted.worker == "new", "the old one has a warm cache, but it closes"
+    table.worker_closing("unknown")

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
 from appliance.wire.errors import Disconnected
@@ -27,6 +28,9 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
+    ModelLoading,
     Status,
     StatusRequest,
 )
@@ -50,6 +54,16 @@ STATUS = Status(
 )
 
 
+async def load_model(request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+    """Knows one model."""
+    if request.model != "mine":
+        raise ModelUnknown(f"no model is called {request.model!r}")
+    tell(ModelLoading(request_id=request.request_id, model="mine", worker="w", size_bytes=1, deadline_s=60))
+    return ModelLoaded(
+        request_id=request.request_id, model="mine", worker="w", context_tokens=512, draining=0
+    )
+
+
 @dataclass
 class Served:
     """A control socket, and who connects to it."""
@@ -57,6 +71,7 @@ class Served:
     path: Path
     control: ControlSocket
     table: LeaseTable
+    reasons: list[str]
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[Connection[Message]]:
@@ -74,15 +89,18 @@ class Served:
 async def served() -> AsyncIterator[Served]:
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     table = LeaseTable(queue_limit=2)
+    reasons: list[str] = []
     control = ControlSocket(
         folder / "control.sock",
         table,
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
+        load_model=load_model,
+        why_none_is_ready=lambda: "; ".join(reasons),
         queue_timeout_s=0.15,
     )
     await control.start()
-    yield Served(folder / "control.sock", control, table)
+    yield Served(folder / "control.sock", control, table, reasons)
     await control.close()
     shutil.rmtree(folder)
 
@@ -146,6 +164,32 @@ async def test_waiting_has_an_end(served: Served) -> None:
         assert await answer(peer) == STATUS
 
 
+async def test_waiting_while_no_model_can_be_loaded(served: Served) -> None:
+    served.reasons.append("the model mine: its file mine.gguf has 5 bytes")
+    async with served.peer() as peer:
+        await peer.send(want("r1"))
+        assert await answer(peer) == Failure(
+            code="unavailable",
+            message="no model is loaded: the model mine: its file mine.gguf has 5 bytes",
+            request_id="r1",
+        )
+
+
+async def test_loading_a_model(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(ModelLoad(request_id="r1", model="mine"))
+        assert isinstance(await answer(peer), ModelLoading)
+        loaded = await answer(peer)
+        assert isinstance(loaded, ModelLoaded)
+        assert (loaded.request_id, loaded.context_tokens) == ("r1", 512)
+        await peer.send(ModelLoad(request_id="r2", model="other"))
+        assert await answer(peer) == Failure(
+            code="model_unknown", message="no model is called 'other'", request_id="r2"
+        )
+        await peer.send(StatusRequest())
+        assert await answer(peer) == STATUS
+
+
 async def test_a_lease_outlives_the_time_allowed_for_waiting(served: Served) -> None:
     served.worker(1)
     async with served.peer() as peer:
@@ -197,7 +241,7 @@ async def test_draining(served: Served) -> None:
             ("stopping", "r2"),
             ("stopping", "r3"),
         ]
-        idle = asyncio.create_task(served.control.idle())
+        idle = asyncio.create_task(served.control.idle(lambda: served.table.leases == 0))
         await peer.send(LeaseSettled(request_id="r1"))
         async with asyncio.timeout(5):
             await idle
@@ -302,6 +346,8 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         LeaseTable(queue_limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
+        load_model=load_model,
+        why_none_is_ready=str,
         queue_timeout_s=1,
     )
     await control.start()
