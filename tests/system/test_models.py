@@ -1,4 +1,4 @@
-"""The owner's own model in a running appliance: added, loaded while replies go on, refused when it is broken, found when it is repaired."""
+"""The owner's own model in a running appliance: loaded while replies go on, refused when broken, found when repaired."""
 
 from __future__ import annotations
 
