@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,10 @@ class TextEngine:
             self._server: Any = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
+        #: costs a count now and then and no harm, since only their growth matters.
+        self.steps = 0
+        self.step_s = 0.0
         properties = self._get("/props")
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
 
@@ -147,9 +152,14 @@ class TextEngine:
         failure: _Error | None = None
         written = 0
         stopped = False
+        before = time.monotonic()
 
         def take(data: bytes) -> bool:
-            nonlocal reason, usage, failure, written, stopped
+            nonlocal reason, usage, failure, written, stopped, before
+            now = time.monotonic()
+            self.steps += 1
+            self.step_s += 0.05 * (now - before - self.step_s)
+            before = now
             chunk = _chunk_decoder.decode(data)
             if chunk.error is not None:
                 failure = chunk.error

@@ -39,13 +39,14 @@ class _Place:
     model: str
     slots: int
     leases: int = 0
+    closing: bool = False
 
 
 class LeaseTable:
     """All leases and all that wait."""
 
     def __init__(self, *, queue_limit: int) -> None:
-        self._queue_limit = queue_limit
+        self.queue_limit = queue_limit
         self._workers: dict[str, _Place] = {}
         self._leases: dict[tuple[Owner, str], Lease] = {}
         self._waiting: OrderedDict[tuple[Owner, str], Request] = OrderedDict()
@@ -63,8 +64,8 @@ class LeaseTable:
             raise Draining
         if key in self._leases or key in self._waiting:
             raise DuplicateRequest(request.request_id)
-        if len(self._waiting) >= self._queue_limit and not self._place_for(request):
-            raise QueueFull(self._queue_limit)
+        if len(self._waiting) >= self.queue_limit and not self._place_for(request):
+            raise QueueFull(self.queue_limit)
         self._waiting[key] = request
         return self._grant()
 
@@ -92,6 +93,11 @@ class LeaseTable:
         running = sum(lease.worker == name for lease in self._leases.values())
         self._workers[name] = _Place(model, slots, running)
         return self._grant()
+
+    def worker_closing(self, name: str) -> None:
+        """A worker takes no more; its leases go on."""
+        if name in self._workers:
+            self._workers[name].closing = True
 
     def worker_gone(self, name: str) -> list[Lease]:
         """A worker takes no more; its leases are over, their streams end by themselves."""
@@ -136,7 +142,7 @@ class LeaseTable:
         able = [
             name
             for name, place in self._workers.items()
-            if place.leases < place.slots and request.model in ("", place.model)
+            if not place.closing and place.leases < place.slots and request.model in ("", place.model)
         ]
         if not able:
             return None

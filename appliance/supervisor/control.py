@@ -1,33 +1,98 @@
-"""The control socket: gateways and tools ask here for leases and for the status."""
+"""The control socket: gateways and tools ask here for leases and for the status, give orders, and subscribe to events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Protocol
 
 from appliance.scheduling.errors import SchedulingError
 from appliance.scheduling.leases import Lease, LeaseTable, Request
-from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
+from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
 from appliance.wire.frames import Connection
 from appliance.wire.messages import (
+    Done,
+    EventsLost,
     Failure,
     LeaseGranted,
     LeaseRequest,
     LeaseSettled,
     Message,
+    Reload,
+    RepairFix,
     Status,
     StatusRequest,
+    Subscribe,
+    Topic,
     ToSupervisor,
+    WorkerRestart,
     protocol_failure,
 )
+
+from .errors import RequestFailed
 
 log = logging.getLogger(__name__)
 
 #: A peer that lets this much pile up is cut off.
 BACKLOG_LIMIT_BYTES = 1024 * 1024
+
+#: Events for a subscriber with this much unread wait here, the newest ones only.
+EVENTS_BACKLOG_BYTES = 64 * 1024
+EVENTS_KEPT = 256
+
+#: A peer that sends this many frames without a message in them is no peer of ours.
+BAD_MESSAGES_LIMIT = 16
+
+#: How soon a slow subscriber is tried again.
+EVENTS_RETRY_S = 0.25
+
+
+class Orders(Protocol):
+    """What a peer may tell the supervisor to do. Each returns a sentence, or raises RequestFailed."""
+
+    async def reload(self) -> str: ...
+
+    async def restart_worker(self, name: str) -> str: ...
+
+    async def fix(self, repair_id: str) -> str: ...
+
+
+class Subscriber:
+    """The events of one peer, bounded: when it is slow, the newest are kept and it is told how many it missed."""
+
+    def __init__(self, peer: Connection[Message], topics: frozenset[Topic]) -> None:
+        self._peer, self._topics = peer, topics
+        self._kept: deque[Message] = deque(maxlen=EVENTS_KEPT)
+        self._lost = 0
+        self._retry: asyncio.TimerHandle | None = None
+
+    def publish(self, topic: Topic, event: Message) -> None:
+        """Sends it, or keeps it for when the peer has read."""
+        if self._topics and topic not in self._topics:
+            return
+        if len(self._kept) == EVENTS_KEPT:
+            self._lost += 1
+        self._kept.append(event)
+        if self._retry is None:
+            self._flush()
+
+    def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _flush(self) -> None:
+        self._retry = None
+        if self._lost and self._peer.backlog_bytes < EVENTS_BACKLOG_BYTES:
+            self._peer.post(EventsLost(count=self._lost))
+            self._lost = 0
+        while self._kept and self._peer.backlog_bytes < EVENTS_BACKLOG_BYTES:
+            self._peer.post(self._kept.popleft())
+        if self._kept:
+            self._retry = asyncio.get_running_loop().call_later(EVENTS_RETRY_S, self._flush)
 
 
 class ControlSocket:
@@ -40,10 +105,14 @@ class ControlSocket:
         *,
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
+        orders: Orders,
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
-        self._queue_timeout_s = queue_timeout_s
+        self._orders = orders
+        self.queue_timeout_s = queue_timeout_s
+        self._subscribers: dict[Connection[Message], Subscriber] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self._peers: set[Connection[Message]] = set()
         self._deadlines: dict[tuple[Connection[Message], str], asyncio.TimerHandle] = {}
         self._server: asyncio.Server | None = None
@@ -88,9 +157,14 @@ class ControlSocket:
                 ),
             )
 
-    async def idle(self) -> None:
-        """Returns when no lease runs."""
-        while self._leases.leases:
+    def publish(self, topic: Topic, event: Message) -> None:
+        """Tells everybody who wants to hear of it."""
+        for subscriber in self._subscribers.values():
+            subscriber.publish(topic, event)
+
+    async def idle(self, worker: str = "") -> None:
+        """Returns when no lease runs, or none of that worker."""
+        while self._leases.leases_of(worker) if worker else self._leases.leases:
             self._settled.clear()
             await self._settled.wait()
 
@@ -110,8 +184,14 @@ class ControlSocket:
         try:
             peer.check_peer()
             await peer.greet("supervisor")
-            while True:
-                self._handle(peer, await peer.receive())
+            bad = 0
+            while bad < BAD_MESSAGES_LIMIT:
+                try:
+                    self._handle(peer, await peer.receive())
+                except BadMessage as error:
+                    bad += 1
+                    self._tell(peer, protocol_failure(error))
+            log.warning("control socket: ending a connection after %d bad messages", bad)
         except Disconnected:
             pass  # a peer ends its connection when it likes
         except (FrameError, VersionError, PeerRefused) as error:
@@ -119,6 +199,8 @@ class ControlSocket:
             peer.post(protocol_failure(error))
         finally:
             self._peers.discard(peer)
+            if subscriber := self._subscribers.pop(peer, None):
+                subscriber.close()
             for key in [key for key in self._deadlines if key[0] is peer]:
                 self._deadlines.pop(key).cancel()
             self.granted(self._leases.owner_gone(peer))
@@ -136,7 +218,7 @@ class ControlSocket:
                 if self._leases.is_waiting(peer, request_id):
                     loop = asyncio.get_running_loop()
                     self._deadlines[peer, request_id] = loop.call_later(
-                        self._queue_timeout_s, self._waited_too_long, peer, request_id
+                        self.queue_timeout_s, self._waited_too_long, peer, request_id
                     )
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
@@ -149,15 +231,42 @@ class ControlSocket:
                 self._settled.set()
             case StatusRequest():
                 self._tell(peer, self._status())
+            case Subscribe(topics=topics):
+                if subscriber := self._subscribers.pop(peer, None):
+                    subscriber.close()
+                self._subscribers[peer] = Subscriber(peer, frozenset(topics))
+            case Reload(request_id=request_id):
+                self._carry_out(peer, request_id, self._orders.reload())
+            case WorkerRestart(request_id=request_id, name=name):
+                self._carry_out(peer, request_id, self._orders.restart_worker(name))
+            case RepairFix(request_id=request_id, id=repair_id):
+                self._carry_out(peer, request_id, self._orders.fix(repair_id))
             case _:
-                raise FrameError(f"{type(message).__name__} is nothing that the supervisor takes")
+                raise BadMessage(f"{type(message).__name__} is nothing that the supervisor takes")
+
+    def _carry_out(
+        self, peer: Connection[Message], request_id: str, order: Coroutine[None, None, str]
+    ) -> None:
+        """Runs an order beside everything else and answers when it is done. One that was begun goes on without its peer."""
+
+        async def run() -> None:
+            try:
+                detail = await order
+            except RequestFailed as error:
+                self._tell(peer, Failure(code=error.code, message=str(error)[:4096], request_id=request_id))
+            else:
+                self._tell(peer, Done(request_id=request_id, detail=detail))
+
+        task = asyncio.create_task(run(), name=f"order {request_id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     def _waited_too_long(self, peer: Connection[Message], request_id: str) -> None:
         self._deadlines.pop((peer, request_id), None)
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
-        message = f"no worker was free within {self._queue_timeout_s:.0f} s; try again in a moment"
+        message = f"no worker was free within {self.queue_timeout_s:.0f} s; try again in a moment"
         self._tell(peer, Failure(code="unavailable", message=message, request_id=request_id))
 
     def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import time
 
+import msgspec
+
 from appliance import __version__
-from appliance.config.load import Settings
+from appliance.config.errors import ConfigError
+from appliance.config.load import Settings, load
 from appliance.config.network import Mode
 from appliance.files import FileLock, LockHeld
 from appliance.inference import models
@@ -17,12 +21,24 @@ from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
-from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
+from appliance.wire.messages import (
+    ModelStatus,
+    Repair,
+    RepairChanged,
+    Status,
+    SystemChanged,
+    Topic,
+    WorkerChanged,
+    WorkerSpec,
+    WorkerState,
+)
 
+from .cgroups import Groups
 from .control import ControlSocket
-from .errors import AlreadyRunning
+from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
 from .forkserver import Forkserver
 from .notify import Notify, feed_watchdog
+from .repairs import Kind, Repairs
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -57,26 +73,29 @@ class Supervisor:
         self._leases = LeaseTable(queue_limit=appliance.scheduler.queue_limit)
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
-        self._problems: list[str] = []
-        if settings.network.mode is not Mode.LOCAL:
-            self._problems.append(
-                f"mode {settings.network.mode} is checked but not in effect yet: running as local"
-            )
+        self._groups = Groups(None)
+        self._repairs = Repairs(self._repair_changed)
+        self._reloading = asyncio.Lock()
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
             status=self.status,
             socket_of=self._socket_of,
+            orders=self,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
         self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """From start to a clean end. READY once the control socket answers; workers load meanwhile."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        self._groups = Groups.of_this_process()
         await self._control.start()
+        self._look_at(self._settings)
         self._plan_workers()
         tasks = [
             asyncio.create_task(keeper.run(), name=f"keeper {name}") for name, keeper in self._keepers.items()
@@ -90,6 +109,7 @@ class Supervisor:
             await self._until_stopped(tasks)
         finally:
             self._notify.stopping("stopping: waiting for replies to end")
+            self._control.publish(Topic.SYSTEM, SystemChanged(event="stopping"))
             self._control.drain()
             await self._drained()
             for task in (*tasks, watchdog):
@@ -104,12 +124,86 @@ class Supervisor:
     def worker_ready(self, name: str, *, model: str, slots: int) -> None:
         """A keeper's worker takes leases."""
         self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
-        self._notify.status(self._summary())
+
+    def worker_closing(self, name: str) -> None:
+        """A keeper's worker takes no more leases; those that it has go on."""
+        self._leases.worker_closing(name)
 
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
         self._control.granted(self._leases.worker_gone(name))
-        self._notify.status(self._summary())
+
+    def worker_changed(self, name: str) -> None:
+        """A keeper's worker entered another state, or is trusted again."""
+        keeper = self._keepers[name]
+        status = keeper.status(self._leases.leases_of(name))
+        self._control.publish(Topic.WORKER, WorkerChanged(worker=status))
+        if not self._stop.is_set():
+            self._notify.status(self._summary())
+
+        async def again() -> str:
+            return await self.restart_worker(name)
+
+        broken = status.detail if keeper.failure_code else ""
+        looping = (
+            f"worker {name} dies again and again: {status.detail}" if keeper.crash_loop and not broken else ""
+        )
+        limit_mib = keeper.memory_limit_bytes >> 20
+        outgrew = f"worker {name} needed more than its {limit_mib} MiB of memory" if keeper.outgrew else ""
+        self._repairs.when(Kind.WORKER_MEMORY, name, outgrew)
+        # Between two lives there is a reason to tell; while it starts once more, what was told stands.
+        if status.state is not WorkerState.STARTING:
+            self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
+            self._repairs.when(Kind.WORKER_CRASH_LOOP, name, looping, again)
+
+    def leases_of(self, name: str) -> int:
+        """How many replies a worker owes."""
+        return self._leases.leases_of(name)
+
+    async def worker_idle(self, name: str) -> None:
+        """Returns when a worker owes no reply."""
+        await self._control.idle(name)
+
+    # --- orders -------------------------------------------------------------------------------------------------
+
+    async def reload(self) -> str:
+        """Reads the configuration again and applies it. ReloadRefused when it has errors: then everything stays as it was."""
+        async with self._reloading:
+            self._notify.reloading()
+            try:
+                settings = await asyncio.to_thread(load, self._paths)
+            except ConfigError as error:
+                self._repairs.open(Kind.CONFIGURATION_REFUSED, "files", str(error), self.reload)
+                self._control.publish(
+                    Topic.SYSTEM, SystemChanged(event="reload_refused", detail=str(error)[:4096])
+                )
+                for problem in error.problems:
+                    log.error("not reloaded: %s", problem)
+                raise ReloadRefused(str(error)) from None
+            else:
+                detail = await self._apply(settings)
+            finally:
+                self._notify.ready(self._summary())
+            self._repairs.close(Kind.CONFIGURATION_REFUSED, "files")
+            self._control.publish(Topic.SYSTEM, SystemChanged(event="reloaded", detail=detail))
+            log.info("configuration reloaded: %s", detail)
+            return detail
+
+    async def restart_worker(self, name: str) -> str:
+        """Restarts one worker, its streams first. NoSuchWorker, RestartFailed."""
+        if name not in self._keepers:
+            raise NoSuchWorker(
+                f"no worker is called {name!r}; there are: {', '.join(self._keepers) or 'none'}"
+            )
+        log.info("worker %s: restart asked for", name)
+        await self._keepers[name].restart()
+        return f"worker {name} is ready again"
+
+    async def fix(self, repair_id: str) -> str:
+        """Does what a repair offers."""
+        return await self._repairs.fix(repair_id)
+
+    # --- what is shown -------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Everything that `coral-reef status` and the API show."""
@@ -127,7 +221,7 @@ class Supervisor:
             requests=self._control.requests,
             prompt_tokens=self._control.prompt_tokens,
             completion_tokens=self._control.completion_tokens,
-            warnings=[str(warning) for warning in self._settings.warnings] + self._problems,
+            repairs=self._repairs.all(),
             workers=workers,
             models=self._models(),
         )
@@ -140,7 +234,7 @@ class Supervisor:
         try:
             model = models.find(self._paths, text.model)
         except InferenceError as error:
-            self._problems.append(str(error))
+            self._repairs.open(Kind.MODEL_UNUSABLE, text.model, str(error))
             log.error("no text worker: %s", error)
             return
         name = "text-1"
@@ -166,7 +260,59 @@ class Supervisor:
             self._forkserver,
             self,
             restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
+            drain_s=self._settings.appliance.supervisor.drain_s,
             memory_limit_bytes=text.memory_limit_mib * 1024 * 1024,
+            groups=self._groups,
+        )
+
+    def _look_at(self, settings: Settings) -> None:
+        """Opens and closes the repairs that the configuration itself gives reason for."""
+        warnings = [(f"{each.file}:{each.line}", str(each)) for each in settings.warnings]
+        self._repairs.only(Kind.CONFIGURATION_WARNING, warnings, self.reload)
+        mode = settings.network.mode
+        told = (
+            []
+            if mode is Mode.LOCAL
+            else [(str(mode), f"mode {mode} is checked but not in effect yet: running as local")]
+        )
+        self._repairs.only(Kind.MODE_NOT_IN_EFFECT, told)
+
+    async def _apply(self, settings: Settings) -> str:
+        """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
+        before, self._settings = self._settings, settings
+        self._look_at(settings)
+        changed = _changed_keys(before.appliance, settings.appliance)
+        if not changed:
+            return "nothing changed"
+        scheduler, supervisor, text = (
+            settings.appliance.scheduler,
+            settings.appliance.supervisor,
+            settings.appliance.text,
+        )
+        self._leases.queue_limit = scheduler.queue_limit
+        self._control.queue_timeout_s = scheduler.queue_timeout_s
+        for keeper in self._keepers.values():
+            keeper.restart_delay_s, keeper.drain_s = supervisor.restart_delay_s, supervisor.drain_s
+            keeper.memory_limit_bytes = text.memory_limit_mib * 1024 * 1024
+        later = [key for key in changed if key.split(".")[0] in ("gateway", "chat", "text")]
+        done = f"changed: {', '.join(changed)}"
+        return f"{done}; at the next start: {', '.join(later)}" if later else done
+
+    def _hung_up(self) -> None:
+        """SIGHUP: reload, as daemons do; the reason of a refusal is in the log and in the repairs."""
+
+        async def reload() -> None:
+            with contextlib.suppress(ReloadRefused):
+                await self.reload()
+
+        task = asyncio.create_task(reload(), name="reload")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _repair_changed(self, repair: Repair, gone: bool) -> None:
+        self._control.publish(Topic.REPAIR, RepairChanged(repair=repair, gone=gone))
+        (log.info if gone else log.warning)(
+            "repair %s%s: %s", repair.id, " is over" if gone else "", repair.what
         )
 
     def _models(self) -> list[ModelStatus]:
@@ -204,7 +350,9 @@ class Supervisor:
 
     def _summary(self) -> str:
         ready = sum(keeper.state is WorkerState.READY for keeper in self._keepers.values())
-        return f"{ready} of {len(self._keepers)} workers ready"
+        workers = f"{ready} of {len(self._keepers)} workers ready"
+        repairs = len(self._repairs.all())
+        return f"{workers}, {repairs} repair{'s' * (repairs != 1)} waiting" if repairs else workers
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -229,3 +377,14 @@ class Supervisor:
                 await self._control.idle()
         except TimeoutError:
             log.warning("%d replies did not end in time", self._leases.leases)
+
+
+def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:
+    """The `section.key` in which two settings differ."""
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    return [
+        f"{section}.{key}"
+        for section in new
+        for key in new[section]
+        if old[section][key] != new[section][key]
+    ]
