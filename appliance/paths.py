@@ -62,6 +62,11 @@ class Paths:
         return self.state / "run.lock"
 
     @property
+    def log_file(self) -> Path:
+        """What `coral-reef run` and its parts said; on a tower it is in the journal."""
+        return self.state / "logs/coral-reef.log"
+
+    @property
     def database(self) -> Path:
         return self.state / "coral-reef.db"
 

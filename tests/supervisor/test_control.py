@@ -413,8 +413,8 @@ async def test_a_slow_subscriber_gets_the_newest_and_the_number_of_the_lost(serv
             match await answer(slow):
                 case EventsLost(count=some):
                     lost += some
-                case SystemChanged(event=number):
-                    numbers.append(int(number))
+                case SystemChanged(event=event):
+                    numbers.append(int(event))
         assert numbers == sorted(numbers)
         assert len(numbers) + lost == count
         assert lost > 0

@@ -115,13 +115,11 @@ def test_a_worker_of_another_name(appliance: Booted) -> None:
 
 def test_a_crash_loop_is_told_and_over_when_it_is_over(endless: Booted) -> None:
     assert kinds(endless) == set()
-    dead = 0
+    killed = [0]
     for _ in range(3):
-        wait_for(
-            "a new one is ready", lambda dead=dead: endless.worker_pid() != dead, within_s=HEALED_WITHIN_S
-        )
-        dead = endless.worker_pid()
-        os.kill(dead, signal.SIGKILL)
+        wait_for("a new one runs", lambda: endless.worker_pid() != killed[-1], within_s=HEALED_WITHIN_S)
+        killed.append(endless.worker_pid())
+        os.kill(killed[-1], signal.SIGKILL)
     wait_for("it is told", lambda: "worker_crash_loop" in kinds(endless), within_s=HEALED_WITHIN_S)
     listed = command(endless, "repair", "list")
     assert listed.returncode == 1
@@ -167,3 +165,31 @@ def test_workers_as_json(appliance: Booted) -> None:
     assert done.returncode == 0, done.stderr
     (worker,) = json.loads(done.stdout)
     assert (worker["name"], worker["state"]) == ("text-1", "ready")
+
+
+def test_the_log_is_read_from_another_terminal(appliance: Booted) -> None:
+    done = command(appliance, "logs", "-n", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "worker text-1 is ready" in done.stdout
+    assert all(line in appliance.log for line in done.stdout.splitlines())
+    assert command(appliance, "logs", "-n", "1").stdout.count("\n") == 1
+    with subprocess.Popen(
+        [*COMMAND, "logs", "-f", "-n", "0", "--state", str(appliance.state)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        try:
+            # Its reader takes its place at the end some time after its start: whoever comes later is heard of.
+            wait_for("it follows", lambda: _opened(following.pid, appliance), within_s=30)
+            assert command(appliance, "reload").stdout == "nothing changed\n"
+            assert "configuration reloaded: nothing changed" in following.stdout.readline()
+        finally:
+            following.kill()
+
+
+def _opened(pid: int, appliance: Booted) -> bool:
+    file = appliance.state / "logs/coral-reef.log"
+    return file in {each.resolve() for each in Path(f"/proc/{pid}/fd").iterdir()}
