@@ -83,6 +83,11 @@ class Paths:
         """The owner's own models."""
         return self.state / "models"
 
+    @property
+    def model_choice(self) -> Path:
+        """Which model `coral-reef model load` chose last; none when appliance.toml decides."""
+        return self.state / "model.json"
+
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""
         longest = self.workers / ("x" * 32) / "engine.sock"

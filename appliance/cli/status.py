@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.wire.messages import Status
+from appliance.wire.messages import EngineBuild, Status
 
 from .ask import ask_status
 from .exit_status import ExitStatus
@@ -35,6 +35,15 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK if status.ready else ExitStatus.FAILED
 
 
+def engine_in_words(engine: EngineBuild) -> str:
+    """Which build of the engine runs, and how to get a faster one."""
+    if engine.build == "native":
+        build = "built for this CPU"
+    else:
+        build = "the portable build; 'make native' makes a faster one for this CPU"
+    return f"engine: xllamacpp {engine.version}, {build} ({' '.join(engine.features)})"
+
+
 def show(status: Status) -> None:
     """Prints the status for people."""
     state = "ready" if status.ready else "not ready"
@@ -46,4 +55,10 @@ def show(status: Status) -> None:
         f"({status.prompt_tokens} tokens read, {status.completion_tokens} written)"
     )
     show_workers(status.workers)
+    if status.model != status.configured_model:
+        print(
+            f"{status.model} was chosen with 'coral-reef model load'; appliance.toml says {status.configured_model}"
+        )
+    for build in dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine):
+        print(build)
     show_repairs(status.repairs)

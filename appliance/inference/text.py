@@ -7,6 +7,8 @@ What is known of it, and why each setting is what it is, stands at the settings.
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.wire.messages import Finished, FinishReason, Generate, Turn, Usage
+from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generate, Turn, Usage
 
 from .errors import EngineFailed, PromptTooLong
 
@@ -76,6 +78,25 @@ class _EngineConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(ENGINE_TIMEOUT_S)
         self.sock.connect(self._path)
+
+
+def _installed_build() -> EngineBuild:
+    distribution = importlib.metadata.distribution("xllamacpp")
+    # `Tag: cp310-abi3-manylinux...` is made for every machine, `...-linux_x86_64` where it is installed (PEP 600).
+    native = re.search(r"(?m)^Tag: \S+-linux_\w+$", distribution.read_text("WHEEL") or "")
+    return EngineBuild(version=distribution.version, build="native" if native else "wheel")
+
+
+#: Read when the engine is imported: `make native` may replace it on the disk, not in a process that runs.
+_BUILD = _installed_build()
+
+
+def engine_build() -> EngineBuild:
+    """Which build of the engine this process has. Uses the engine: never to be called before a fork."""
+    import xllamacpp
+
+    features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
+    return msgspec.structs.replace(_BUILD, features=features)
 
 
 class TextEngine:

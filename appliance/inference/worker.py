@@ -41,7 +41,7 @@ from appliance.wire.messages import (
 
 from . import models
 from .errors import InferenceError
-from .text import TextEngine
+from .text import TextEngine, engine_build
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,9 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     except InferenceError as error:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
-    ready = WorkerReady(context_tokens=engine.context_tokens, load_s=time.monotonic() - began)
+    ready = WorkerReady(
+        context_tokens=engine.context_tokens, load_s=time.monotonic() - began, engine=engine_build()
+    )
 
     async def serve() -> None:
         worker = Worker(spec, engine)

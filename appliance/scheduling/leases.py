@@ -95,7 +95,7 @@ class LeaseTable:
         return self._grant()
 
     def worker_closing(self, name: str) -> None:
-        """A worker takes no more; its leases go on."""
+        """A worker takes no new leases; those that it has go on."""
         if name in self._workers:
             self._workers[name].closing = True
 
@@ -142,7 +142,7 @@ class LeaseTable:
         able = [
             name
             for name, place in self._workers.items()
-            if not place.closing and place.leases < place.slots and request.model in ("", place.model)
+            if place.leases < place.slots and not place.closing and request.model in ("", place.model)
         ]
         if not able:
             return None

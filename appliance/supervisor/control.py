@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import SchedulingError
 from appliance.scheduling.leases import Lease, LeaseTable, Request
 from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
@@ -22,6 +23,8 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
     Reload,
     RepairFix,
     Status,
@@ -30,6 +33,7 @@ from appliance.wire.messages import (
     Topic,
     ToSupervisor,
     WorkerRestart,
+    failure,
     protocol_failure,
 )
 
@@ -52,13 +56,16 @@ EVENTS_RETRY_S = 0.25
 
 
 class Orders(Protocol):
-    """What a peer may tell the supervisor to do. Each returns a sentence, or raises RequestFailed."""
+    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed
+    or InferenceError."""
 
     async def reload(self) -> str: ...
 
     async def restart_worker(self, name: str) -> str: ...
 
     async def fix(self, repair_id: str) -> str: ...
+
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded: ...
 
 
 class Subscriber:
@@ -106,10 +113,11 @@ class ControlSocket:
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
         orders: Orders,
+        why_none_is_ready: Callable[[], str],
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
-        self._orders = orders
+        self._orders, self._why_none_is_ready = orders, why_none_is_ready
         self.queue_timeout_s = queue_timeout_s
         self._subscribers: dict[Connection[Message], Subscriber] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -133,6 +141,9 @@ class ControlSocket:
         """Ends all connections and the socket."""
         if self._server is not None:
             self._server.close()
+        for order in self._running:
+            order.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         for peer in list(self._peers):
             peer.abort()
         if self._server is not None:
@@ -241,21 +252,27 @@ class ControlSocket:
                 self._carry_out(peer, request_id, self._orders.restart_worker(name))
             case RepairFix(request_id=request_id, id=repair_id):
                 self._carry_out(peer, request_id, self._orders.fix(repair_id))
+            case ModelLoad(request_id=request_id):
+                order = self._orders.load_model(message, lambda progress: self._tell(peer, progress))
+                self._carry_out(peer, request_id, order)
             case _:
                 raise BadMessage(f"{type(message).__name__} is nothing that the supervisor takes")
 
     def _carry_out(
-        self, peer: Connection[Message], request_id: str, order: Coroutine[None, None, str]
+        self, peer: Connection[Message], request_id: str, order: Coroutine[None, None, str | Message]
     ) -> None:
         """Runs an order beside everything else and answers when it is done. One that was begun goes on without its peer."""
 
         async def run() -> None:
+            answer: str | Message
             try:
-                detail = await order
-            except RequestFailed as error:
-                self._tell(peer, Failure(code=error.code, message=str(error)[:4096], request_id=request_id))
-            else:
-                self._tell(peer, Done(request_id=request_id, detail=detail))
+                answer = await order
+            except (RequestFailed, InferenceError) as error:
+                log.warning("not done: %s", error)
+                answer = Failure(code=error.code, message=str(error)[:4096], request_id=request_id)
+            self._tell(
+                peer, Done(request_id=request_id, detail=answer) if isinstance(answer, str) else answer
+            )
 
         task = asyncio.create_task(run(), name=f"order {request_id}")
         self._running.add(task)
@@ -266,8 +283,11 @@ class ControlSocket:
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
-        message = f"no worker was free within {self.queue_timeout_s:.0f} s; try again in a moment"
-        self._tell(peer, Failure(code="unavailable", message=message, request_id=request_id))
+        if reason := self._why_none_is_ready():
+            message = f"no model is loaded: {reason}"
+        else:
+            message = f"no worker was free within {self.queue_timeout_s:.0f} s; try again in a moment"
+        self._tell(peer, failure("unavailable", message, request_id))
 
     def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:
         timer = self._deadlines.pop((peer, request_id), None)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -22,6 +23,9 @@ from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
 from appliance.wire.messages import (
+    Message,
+    ModelLoad,
+    ModelLoaded,
     ModelStatus,
     Repair,
     RepairChanged,
@@ -31,6 +35,7 @@ from appliance.wire.messages import (
     WorkerChanged,
     WorkerSpec,
     WorkerState,
+    WorkerStatus,
 )
 
 from .cgroups import Groups
@@ -39,15 +44,10 @@ from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
 from .forkserver import Forkserver
 from .notify import Notify, feed_watchdog
 from .repairs import Kind, Repairs
+from .text_model import TextModel
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
-
-#: A model whose manifest names no window gets this one, in tokens a slot.
-DEFAULT_CONTEXT_TOKENS = 4096
-
-#: However large a model's window is, a slot gets this much unless the owner says more: the KV cache grows with it.
-CONTEXT_LIMIT_TOKENS = 8192
 
 
 class StateLock(FileLock):
@@ -76,16 +76,20 @@ class Supervisor:
         self._groups = Groups(None)
         self._repairs = Repairs(self._repair_changed)
         self._reloading = asyncio.Lock()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._beside: set[asyncio.Task[None]] = set()
+        self._bug: BaseException | None = None
+        self._text = TextModel(paths, appliance.text, self)
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
             status=self.status,
             socket_of=self._socket_of,
             orders=self,
+            why_none_is_ready=self._why_none_is_ready,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """From start to a clean end. READY once the control socket answers; workers load meanwhile."""
@@ -96,25 +100,25 @@ class Supervisor:
         self._groups = Groups.of_this_process()
         await self._control.start()
         self._look_at(self._settings)
-        self._plan_workers()
-        tasks = [
-            asyncio.create_task(keeper.run(), name=f"keeper {name}") for name, keeper in self._keepers.items()
-        ]
+        self._text.start()
         watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: not any(task.done() for task in tasks)), name="watchdog"
+            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
         )
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
-            await self._until_stopped(tasks)
+            await self._stop.wait()
+            if self._bug is not None:
+                raise self._bug
         finally:
             self._notify.stopping("stopping: waiting for replies to end")
             self._control.publish(Topic.SYSTEM, SystemChanged(event="stopping"))
             self._control.drain()
             await self._drained()
-            for task in (*tasks, watchdog):
+            await self._text.close()
+            for task in (*self._tasks.values(), watchdog):
                 task.cancel()
-            await asyncio.gather(*tasks, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             log.info("stopped")
@@ -123,11 +127,8 @@ class Supervisor:
 
     def worker_ready(self, name: str, *, model: str, slots: int) -> None:
         """A keeper's worker takes leases."""
-        self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
-
-    def worker_closing(self, name: str) -> None:
-        """A keeper's worker takes no more leases; those that it has go on."""
-        self._leases.worker_closing(name)
+        if self._text.ready(name):
+            self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
 
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
@@ -140,6 +141,9 @@ class Supervisor:
         self._control.publish(Topic.WORKER, WorkerChanged(worker=status))
         if not self._stop.is_set():
             self._notify.status(self._summary())
+
+        if not self._text.serves(name):
+            return  # one that is on its way in tells whoever loads it, one on its way out nobody
 
         async def again() -> str:
             return await self.restart_worker(name)
@@ -160,10 +164,6 @@ class Supervisor:
         """How many replies a worker owes."""
         return self._leases.leases_of(name)
 
-    async def worker_idle(self, name: str) -> None:
-        """Returns when a worker owes no reply."""
-        await self._control.idle(name)
-
     # --- orders -------------------------------------------------------------------------------------------------
 
     async def reload(self) -> str:
@@ -171,17 +171,13 @@ class Supervisor:
         async with self._reloading:
             self._notify.reloading()
             try:
-                settings = await asyncio.to_thread(load, self._paths)
-            except ConfigError as error:
+                detail = await self._apply(await asyncio.to_thread(self._load))
+            except ReloadRefused as error:
                 self._repairs.open(Kind.CONFIGURATION_REFUSED, "files", str(error), self.reload)
                 self._control.publish(
                     Topic.SYSTEM, SystemChanged(event="reload_refused", detail=str(error)[:4096])
                 )
-                for problem in error.problems:
-                    log.error("not reloaded: %s", problem)
-                raise ReloadRefused(str(error)) from None
-            else:
-                detail = await self._apply(settings)
+                raise
             finally:
                 self._notify.ready(self._summary())
             self._repairs.close(Kind.CONFIGURATION_REFUSED, "files")
@@ -203,11 +199,15 @@ class Supervisor:
         """Does what a repair offers."""
         return await self._repairs.fix(repair_id)
 
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+        """Lets another model write the replies. InferenceError when it cannot: the one before goes on."""
+        return await self._text.load(request, tell)
+
     # --- what is shown -------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Everything that `coral-reef status` and the API show."""
-        workers = [keeper.status(self._leases.leases_of(name)) for name, keeper in self._keepers.items()]
+        workers = self._workers()
         return Status(
             version=__version__,
             mode=str(self._settings.network.mode),
@@ -224,46 +224,48 @@ class Supervisor:
             repairs=self._repairs.all(),
             workers=workers,
             models=self._models(),
+            model=self._text.model,
+            configured_model=self._text.configured,
         )
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def _plan_workers(self) -> None:
-        """One text worker for the configured model."""
-        text = self._settings.appliance.text
-        try:
-            model = models.find(self._paths, text.model)
-        except InferenceError as error:
-            self._repairs.open(Kind.MODEL_UNUSABLE, text.model, str(error))
-            log.error("no text worker: %s", error)
-            return
-        name = "text-1"
-        trained = model.entry.context_tokens or DEFAULT_CONTEXT_TOKENS
-        spec = WorkerSpec(
-            name=name,
-            kind=model.entry.kind,
-            model=model.name,
-            model_path=str(model.path),
-            model_sha256=model.entry.sha256,
-            model_size_bytes=model.entry.size_bytes,
-            socket=str(self._paths.workers / f"{name}.sock"),
-            folder=str(self._paths.workers / name),
-            slots=text.slots,
-            threads=text.threads,
-            context_tokens=text.context_tokens or min(trained, CONTEXT_LIMIT_TOKENS),
-            batch_tokens=text.batch_tokens,
-            cache_mib=text.cache_mib,
-        )
-        self._keepers[name] = WorkerKeeper(
+    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+        """A new worker, kept alive from now on."""
+        keeper = self._keepers[spec.name] = WorkerKeeper(
             spec,
-            model,
+            plan,
             self._forkserver,
             self,
             restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
             drain_s=self._settings.appliance.supervisor.drain_s,
-            memory_limit_bytes=text.memory_limit_mib * 1024 * 1024,
+            memory_limit_bytes=self._settings.appliance.text.memory_limit_mib * 1024 * 1024,
             groups=self._groups,
         )
+        task = self._tasks[spec.name] = asyncio.create_task(keeper.run(), name=f"keeper {spec.name}")
+        task.add_done_callback(self._keeper_ended)
+        return keeper
+
+    async def stop(self, worker: str) -> None:
+        """Ends a worker for good, and what was wrong with it."""
+        task = self._tasks.pop(worker)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del self._keepers[worker]
+        self.worker_gone(worker)
+        for kind in (Kind.WORKER_CRASH_LOOP, Kind.WORKER_MEMORY):
+            self._repairs.close(kind, worker)
+
+    def closing(self, worker: str) -> int:
+        """A worker gets no more leases; returns how many it has."""
+        self._leases.worker_closing(worker)
+        return self._leases.leases_of(worker)
+
+    async def idle(self, worker: str) -> None:
+        """Returns when a worker has no lease."""
+        await self._control.idle(worker)
+
+    # --- inside --------------------------------------------------------------------------------------------------
 
     def _look_at(self, settings: Settings) -> None:
         """Opens and closes the repairs that the configuration itself gives reason for."""
@@ -277,26 +279,30 @@ class Supervisor:
         )
         self._repairs.only(Kind.MODE_NOT_IN_EFFECT, told)
 
+    def _load(self) -> Settings:
+        try:
+            return load(self._paths)
+        except ConfigError as error:
+            raise ReloadRefused(str(error)) from None
+
     async def _apply(self, settings: Settings) -> str:
         """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
-        before, self._settings = self._settings, settings
+        before, now = self._settings.appliance, settings.appliance
+        changed = _changed_keys(before, now)
+        done = [f"changed: {', '.join(changed)}" if changed else "nothing changed"]
+        if now.text != before.text:
+            # First: it is the one step that can fail, and then everything stays as it was.
+            done.append(await self._text.reconfigure(now.text))
+        self._settings = settings
         self._look_at(settings)
-        changed = _changed_keys(before.appliance, settings.appliance)
-        if not changed:
-            return "nothing changed"
-        scheduler, supervisor, text = (
-            settings.appliance.scheduler,
-            settings.appliance.supervisor,
-            settings.appliance.text,
-        )
-        self._leases.queue_limit = scheduler.queue_limit
-        self._control.queue_timeout_s = scheduler.queue_timeout_s
+        self._leases.queue_limit = now.scheduler.queue_limit
+        self._control.queue_timeout_s = now.scheduler.queue_timeout_s
         for keeper in self._keepers.values():
-            keeper.restart_delay_s, keeper.drain_s = supervisor.restart_delay_s, supervisor.drain_s
-            keeper.memory_limit_bytes = text.memory_limit_mib * 1024 * 1024
-        later = [key for key in changed if key.split(".")[0] in ("gateway", "chat", "text")]
-        done = f"changed: {', '.join(changed)}"
-        return f"{done}; at the next start: {', '.join(later)}" if later else done
+            keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
+            keeper.memory_limit_bytes = now.text.memory_limit_mib * 1024 * 1024
+        if later := [key for key in changed if key.split(".")[0] in ("gateway", "chat")]:
+            done.append(f"when the gateway starts again: {', '.join(later)}")
+        return "; ".join(done)
 
     def _hung_up(self) -> None:
         """SIGHUP: reload, as daemons do; the reason of a refusal is in the log and in the repairs."""
@@ -306,8 +312,8 @@ class Supervisor:
                 await self.reload()
 
         task = asyncio.create_task(reload(), name="reload")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def _repair_changed(self, repair: Repair, gone: bool) -> None:
         self._control.publish(Topic.REPAIR, RepairChanged(repair=repair, gone=gone))
@@ -315,11 +321,28 @@ class Supervisor:
             "repair %s%s: %s", repair.id, " is over" if gone else "", repair.what
         )
 
+    def _keeper_ended(self, task: asyncio.Task[None]) -> None:
+        """One that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            self._stop.set()
+
+    def _workers(self) -> list[WorkerStatus]:
+        found = []
+        for name, keeper in self._keepers.items():
+            status = keeper.status(self._leases.leases_of(name))
+            if self._text.retiring(name) and not status.detail:
+                status = msgspec.structs.replace(status, detail="replaced; finishes its replies")
+            found.append(status)
+        return found
+
     def _models(self) -> list[ModelStatus]:
+        found = []
         try:
             known = models.catalogue(self._paths)
         except InferenceError as error:
-            return [
+            known = models.shipped()
+            found.append(
                 ModelStatus(
                     name="?",
                     kind="",
@@ -329,10 +352,11 @@ class Supervisor:
                     loaded_by=[],
                     problem=str(error),
                 )
-            ]
-        found = []
+            )
         for model in known.values():
-            loaded = [keeper for keeper in self._keepers.values() if keeper.model.path == model.path]
+            loaded = [
+                keeper for keeper in self._keepers.values() if keeper.spec.model_path == str(model.path)
+            ]
             ready = [keeper for keeper in loaded if keeper.state is WorkerState.READY]
             found.append(
                 ModelStatus(
@@ -351,8 +375,16 @@ class Supervisor:
     def _summary(self) -> str:
         ready = sum(keeper.state is WorkerState.READY for keeper in self._keepers.values())
         workers = f"{ready} of {len(self._keepers)} workers ready"
+        if reason := self._why_none_is_ready():
+            return f"{workers}: {reason}"
         repairs = len(self._repairs.all())
         return f"{workers}, {repairs} repair{'s' * (repairs != 1)} waiting" if repairs else workers
+
+    def _why_none_is_ready(self) -> str:
+        """What the workers last said; empty when one is ready, or when none has failed."""
+        if any(keeper.state is WorkerState.READY for keeper in self._keepers.values()):
+            return ""
+        return "; ".join(filter(None, (keeper.status(0).detail for keeper in self._keepers.values())))
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -361,14 +393,6 @@ class Supervisor:
     def _exited(self, pid: int, status: int) -> None:
         for keeper in self._keepers.values():
             keeper.exited(pid, status)
-
-    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Returns at SIGTERM; a keeper that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        for task in done - {stop}:
-            task.result()
 
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from appliance.inference.models import Model
+from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Decoder
 from appliance.wire.messages import (
+    EngineBuild,
     FromWorkerPipe,
     Message,
     WorkerFailed,
@@ -81,7 +82,7 @@ class WorkerEvents(Protocol):
 
     def worker_ready(self, name: str, *, model: str, slots: int) -> None: ...
 
-    def worker_closing(self, name: str) -> None: ...
+    def closing(self, worker: str) -> int: ...
 
     def worker_gone(self, name: str) -> None: ...
 
@@ -89,7 +90,7 @@ class WorkerEvents(Protocol):
 
     def leases_of(self, name: str) -> int: ...
 
-    async def worker_idle(self, name: str) -> None: ...
+    async def idle(self, worker: str) -> None: ...
 
 
 def resident_bytes(pid: int) -> int:
@@ -107,7 +108,7 @@ class WorkerKeeper:
     def __init__(
         self,
         spec: WorkerSpec,
-        model: Model,
+        plan: Callable[[], WorkerSpec],
         forkserver: Forkserver,
         events: WorkerEvents,
         *,
@@ -117,7 +118,9 @@ class WorkerKeeper:
         groups: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.spec, self.model = spec, model
+        """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
+        It may raise InferenceError."""
+        self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
         self.restart_delay_s, self.drain_s = restart_delay_s, drain_s
         self.memory_limit_bytes = memory_limit_bytes
@@ -133,6 +136,7 @@ class WorkerKeeper:
         self.context_tokens = 0
         #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
         self.failure_code = ""
+        self._engine: EngineBuild | None = None
         self._asked = False
         self._hurry = asyncio.Event()
         self._entered = asyncio.Event()
@@ -171,6 +175,7 @@ class WorkerKeeper:
             rss_bytes=resident_bytes(self._pid) if self._pid else 0,
             since_s=self._clock() - self._since,
             detail=self._detail,
+            engine=self._engine,
         )
 
     async def run(self) -> None:
@@ -202,10 +207,10 @@ class WorkerKeeper:
         if self._state is WorkerState.READY:
             self._asked = True
             self._enter(WorkerState.DRAINING, "restarts as asked")
-            self._events.worker_closing(self.spec.name)
+            self._events.closing(self.spec.name)
             try:
                 async with asyncio.timeout(self.drain_s):
-                    await self._events.worker_idle(self.spec.name)
+                    await self._events.idle(self.spec.name)
             except TimeoutError:
                 log.warning("worker %s: replies did not end in %.0f s", self.spec.name, self.drain_s)
             await self._terminate()
@@ -225,10 +230,19 @@ class WorkerKeeper:
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
         loop = asyncio.get_running_loop()
-        self._fresh_folder()
-        self._exited = loop.create_future()
+        before = self._detail
         self._lives += 1
         self._enter(WorkerState.STARTING, "")
+        try:
+            self.spec = self._plan()
+        except InferenceError as error:
+            self.failure_code = error.code
+            if str(error) != before:
+                log.error("worker %s cannot start: %s", self.spec.name, error)
+            self._enter(WorkerState.WAITING, str(error))
+            return
+        self._fresh_folder()
+        self._exited = loop.create_future()
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -295,7 +309,7 @@ class WorkerKeeper:
     async def _serving(self, ready: WorkerReady, reports: asyncio.Queue[Message | None]) -> str:
         """From readiness to the end; returns why it had to be ended, if it had to."""
         name = self.spec.name
-        self.context_tokens, self.failure_code = ready.context_tokens, ""
+        self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
         self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
         self._enter(WorkerState.READY, "")
         log.info(

@@ -91,6 +91,15 @@ class WorkerState(StrEnum):
     WAITING = "waiting"  # died; waits for its restart
 
 
+class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine that a worker runs: `build` is `wheel` for the portable one, `native` for one built for this CPU; `features` are
+    the instruction sets that it uses, as it names them."""
+
+    version: str
+    build: str
+    features: list[str] = []
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. Memory is the resident set in bytes; `since_s` the seconds in this state."""
 
@@ -105,6 +114,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
     since_s: float
     detail: str = ""
+    engine: EngineBuild | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +154,37 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True):
     fix: str = ""
 
 
+class ModelLoad(Message, frozen=True, kw_only=True):
+    """Let the model of that name write the replies from now on. Answered by `ModelLoading`, then `ModelLoaded` or `Failure`."""
+
+    request_id: Id
+    model: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class ModelLoading(Message, frozen=True, kw_only=True):
+    """A worker has begun to load the model; it is given up after `deadline_s`."""
+
+    request_id: Id
+    model: str
+    worker: str
+    size_bytes: int
+    deadline_s: float
+
+
+class ModelLoaded(Message, frozen=True, kw_only=True):
+    """New replies come from `model` now, on `worker`; `draining` replies go on on the one before until they end."""
+
+    request_id: Id
+    model: str
+    worker: str
+    context_tokens: int
+    draining: int
+
+
 class Status(Message, frozen=True, kw_only=True):
-    """The appliance as the supervisor sees it. `summary` is the line that systemd shows; repairs come worst first."""
+    """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
+    replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
+    first."""
 
     version: str
     mode: str
@@ -162,6 +201,8 @@ class Status(Message, frozen=True, kw_only=True):
     repairs: list[Repair]
     workers: list[WorkerStatus]
     models: list[ModelStatus]
+    model: str = ""
+    configured_model: str = ""
 
 
 class Reload(Message, frozen=True, kw_only=True):
@@ -346,6 +387,7 @@ class WorkerReady(Message, frozen=True, kw_only=True):
 
     context_tokens: int
     load_s: float
+    engine: EngineBuild | None = None
 
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
@@ -365,7 +407,15 @@ class WorkerFailed(Message, frozen=True, kw_only=True):
 
 
 ToSupervisor = (
-    Hello | LeaseRequest | LeaseSettled | StatusRequest | Subscribe | Reload | WorkerRestart | RepairFix
+    Hello
+    | LeaseRequest
+    | LeaseSettled
+    | StatusRequest
+    | Subscribe
+    | Reload
+    | WorkerRestart
+    | RepairFix
+    | ModelLoad
 )
 FromSupervisor = (
     Hello
@@ -377,6 +427,8 @@ FromSupervisor = (
     | RepairChanged
     | SystemChanged
     | EventsLost
+    | ModelLoading
+    | ModelLoaded
 )
 ToWorker = Hello | Generate | Cancel
 FromWorker = Hello | Failure | Tokens | Finished

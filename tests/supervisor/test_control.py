@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import BAD_MESSAGES_LIMIT, EVENTS_KEPT, ControlSocket
 from appliance.supervisor.errors import NoSuchWorker, NotFixable
@@ -30,6 +31,8 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
     Reload,
     RepairFix,
     Status,
@@ -74,6 +77,9 @@ class SomeOrders:
     async def fix(self, repair_id: str) -> str:
         raise NotFixable("x" * 10_000)
 
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+        raise ModelUnknown(f"no model is called {request.model!r}")
+
 
 ORDERS = SomeOrders()
 
@@ -108,6 +114,7 @@ async def served() -> AsyncIterator[Served]:
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
+        why_none_is_ready=lambda: "",
         queue_timeout_s=0.15,
     )
     await control.start()
@@ -351,6 +358,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
+        why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )
     await control.start()
