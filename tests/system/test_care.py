@@ -160,6 +160,37 @@ def test_a_good_reload_and_a_bad_one(endless: Booted) -> None:
     wait_for("SIGHUP reloads", lambda: endless.log.count(again) == 2, within_s=HEALED_WITHIN_S)
 
 
+async def test_a_reload_with_another_engine_setting_drops_no_reply(endless: Booted) -> None:
+    file = endless.state / "etc/appliance.toml"
+    before = file.read_text("utf-8")
+    worker = await asyncio.to_thread(endless.worker_pid)
+    async with websocket(endless) as socket:
+        await socket.send(chat_message(max_tokens=1_000))
+        while (await receive(socket))["type"] != "token":
+            pass
+        file.write_text(before.replace("[text]\n", "[text]\nslots = 3\n"), "utf-8")
+        done = await asyncio.to_thread(command, endless, "reload")
+        assert (done.returncode, done.stdout) == (0, "changed: text.slots; endless serves on text-2\n"), done
+        events = await receive_reply(socket)
+        assert events[-1]["type"] == "done", events[-1]
+
+    def replaced() -> bool:
+        return len(endless.status()["workers"]) == 1
+
+    await asyncio.to_thread(wait_for, "the one before has ended", replaced, within_s=HEALED_WITHIN_S)
+    assert worker not in await asyncio.to_thread(endless.processes)
+    (now,) = (await asyncio.to_thread(endless.status))["workers"]
+    assert (now["name"], now["slots"]) == ("text-2", 3)
+
+    file.write_text(before.replace('"endless"', '"nobody"'), "utf-8")
+    refused = await asyncio.to_thread(command, endless, "reload")
+    assert refused.returncode == 78
+    assert "no model is called 'nobody'; there are: coral-reef-chat, endless" in refused.stderr
+    assert await asyncio.to_thread(kinds, endless) == {"configuration_refused"}
+    reply = await asyncio.to_thread(endless.chat, max_tokens=5)
+    assert reply["finish_reason"] == "length", "what runs goes on"
+
+
 def test_workers_as_json(appliance: Booted) -> None:
     done = command(appliance, "worker", "list", "--json")
     assert done.returncode == 0, done.stderr
