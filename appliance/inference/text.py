@@ -16,7 +16,7 @@ import msgspec
 
 from appliance.wire.messages import Finished, FinishReason, Generate, Turn, Usage
 
-from .errors import EngineFailed, PromptTooLong
+from .errors import AdapterUnknown, EngineFailed, PromptTooLong
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -116,6 +116,8 @@ class TextEngine:
             self._server: Any = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
+        self.adapters: tuple[str, ...] = ()
         properties = self._get("/props")
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
 
@@ -124,8 +126,11 @@ class TextEngine:
     ) -> Finished:
         """Writes one reply: calls `emit` with each piece of text, and asks `cancelled` between tokens and prompt steps.
 
-        Blocks. PromptTooLong when the newest message does not fit; EngineFailed when the engine gives up.
+        Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
+        message does not fit; EngineFailed when the engine gives up.
         """
+        if request.adapter and request.adapter not in self.adapters:
+            raise AdapterUnknown(request.adapter, self.adapters)
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {

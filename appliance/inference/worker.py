@@ -202,7 +202,11 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     except InferenceError as error:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
-    ready = WorkerReady(context_tokens=engine.context_tokens, load_s=time.monotonic() - began)
+    ready = WorkerReady(
+        context_tokens=engine.context_tokens,
+        load_s=time.monotonic() - began,
+        adapters=list(engine.adapters),
+    )
 
     async def serve() -> None:
         worker = Worker(spec, engine)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Collection
 
 from appliance import __version__
 from appliance.config.load import Settings
@@ -17,6 +18,7 @@ from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
+from appliance.scheduling.placement import PLACEMENTS
 from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
 
 from .control import ControlSocket
@@ -54,7 +56,9 @@ class Supervisor:
         appliance = settings.appliance
         self._began = time.monotonic()
         self._notify = Notify()
-        self._leases = LeaseTable(queue_limit=appliance.scheduler.queue_limit)
+        self._leases = LeaseTable(
+            queue_limit=appliance.scheduler.queue_limit, placement=PLACEMENTS[appliance.scheduler.placement]
+        )
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._problems: list[str] = []
@@ -76,8 +80,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        await self._control.start()
         self._plan_workers()
+        await self._control.start()
         tasks = [
             asyncio.create_task(keeper.run(), name=f"keeper {name}") for name, keeper in self._keepers.items()
         ]
@@ -101,9 +105,9 @@ class Supervisor:
 
     # --- what others ask or report ----------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None:
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
         """A keeper's worker takes leases."""
-        self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
+        self._control.granted(self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters))
         self._notify.status(self._summary())
 
     def worker_gone(self, name: str) -> None:
@@ -144,6 +148,8 @@ class Supervisor:
             log.error("no text worker: %s", error)
             return
         name = "text-1"
+        self._leases.set_default_model(model.name)
+        self._leases.worker_expected(name, model=model.name)
         trained = model.entry.context_tokens or DEFAULT_CONTEXT_TOKENS
         spec = WorkerSpec(
             name=name,

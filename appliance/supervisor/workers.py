@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +66,7 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None: ...
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
 
     def worker_gone(self, name: str) -> None: ...
 
@@ -192,7 +192,7 @@ class WorkerKeeper:
             problem = f"not loaded after {deadline_s:.0f} s"
             self._send(signal.SIGKILL)
         match report:
-            case WorkerReady(context_tokens=context_tokens, load_s=load_s):
+            case WorkerReady(context_tokens=context_tokens, load_s=load_s, adapters=adapters):
                 self.context_tokens = context_tokens
                 self._enter(WorkerState.READY, "")
                 log.info(
@@ -203,7 +203,9 @@ class WorkerKeeper:
                     context_tokens,
                     load_s,
                 )
-                self._events.worker_ready(self.spec.name, model=self.spec.model, slots=self.spec.slots)
+                self._events.worker_ready(
+                    self.spec.name, model=self.spec.model, slots=self.spec.slots, adapters=adapters
+                )
                 problem = await self._guard_memory()
             case WorkerFailed(message=message):
                 problem = message
