@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -61,9 +62,20 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
-class Scheduler(Section, frozen=True):
-    """Requests that wait for a slot."""
+class PlacementName(StrEnum):
+    """How a worker is chosen for a request."""
 
+    AFFINITY = "affinity"  # the one that the session had last, else the least loaded
+    LEAST_LOADED = "least_loaded"
+    ROUND_ROBIN = "round_robin"
+
+
+class Scheduler(Section, frozen=True):
+    """Which worker a request gets, and how long it waits for one."""
+
+    placement: Annotated[
+        PlacementName, Meta(description="How a worker is chosen; affinity: the one the session had last.")
+    ] = PlacementName.AFFINITY
     queue_limit: Annotated[
         int, Meta(ge=1, le=10_000, description="How many may wait; more are turned away at once.")
     ] = 256

@@ -99,6 +99,8 @@ def question(data: ChatRequest, settings: ChatSettings) -> Question:
         persona_id=data.persona_id,
         message=data.message,
         session_id=data.session_id,
+        model=data.model or "",
+        adapter=data.adapter or "",
         sampling=Sampling(
             max_tokens=data.max_tokens or settings.max_tokens,
             temperature=settings.temperature if data.temperature is None else data.temperature,

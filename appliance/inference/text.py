@@ -19,7 +19,7 @@ import msgspec
 
 from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generate, Turn, Usage
 
-from .errors import EngineFailed, PromptTooLong
+from .errors import AdapterUnknown, EngineFailed, PromptTooLong
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -142,6 +142,8 @@ class TextEngine:
         #: costs a count now and then and no harm, since only their growth matters.
         self.steps = 0
         self.step_s = 0.0
+        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
+        self.adapters: tuple[str, ...] = ()
         properties = self._get("/props")
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
 
@@ -150,8 +152,11 @@ class TextEngine:
     ) -> Finished:
         """Writes one reply: calls `emit` with each piece of text, and asks `cancelled` between tokens and prompt steps.
 
-        Blocks. PromptTooLong when the newest message does not fit; EngineFailed when the engine gives up.
+        Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
+        message does not fit; EngineFailed when the engine gives up.
         """
+        if request.adapter and request.adapter not in self.adapters:
+            raise AdapterUnknown(request.adapter, self.adapters)
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {

@@ -219,7 +219,10 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
     ready = WorkerReady(
-        context_tokens=engine.context_tokens, load_s=time.monotonic() - began, engine=engine_build()
+        context_tokens=engine.context_tokens,
+        load_s=time.monotonic() - began,
+        engine=engine_build(),
+        adapters=list(engine.adapters),
     )
 
     async def serve() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import SchedulingError
-from appliance.scheduling.leases import Lease, LeaseTable, Request
+from appliance.scheduling.leases import LeaseTable
+from appliance.scheduling.lines import Lease, Request
 from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
 from appliance.wire.frames import Connection
 from appliance.wire.messages import (
@@ -20,6 +21,7 @@ from appliance.wire.messages import (
     EventsLost,
     Failure,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
@@ -44,6 +46,14 @@ log = logging.getLogger(__name__)
 #: A peer that lets this much pile up is cut off.
 BACKLOG_LIMIT_BYTES = 1024 * 1024
 
+#: Places in the queue that have changed are told this often, and at most so many to one peer, the front first: 10,000 that wait
+#: would else each hear of each grant.
+PLACES_PERIOD_S = 0.5
+PLACES_LIMIT = 256
+
+#: So near the front every change is told, further back only one of a tenth: who began at 10,000 hears of it some 75 times.
+PLACES_NEAR = 10
+PLACES_STEP = 0.1
 #: Events for a subscriber with this much unread wait here, the newest ones only.
 EVENTS_BACKLOG_BYTES = 64 * 1024
 EVENTS_KEPT = 256
@@ -123,6 +133,9 @@ class ControlSocket:
         self._running: set[asyncio.Task[None]] = set()
         self._peers: set[Connection[Message]] = set()
         self._deadlines: dict[tuple[Connection[Message], str], asyncio.TimerHandle] = {}
+        self._places: dict[tuple[Connection[Message], str], int] = {}  # as last told
+        self._places_timer: asyncio.TimerHandle | None = None
+        self._places_told_at = 0.0
         self._server: asyncio.Server | None = None
         self._settled = asyncio.Event()
         self.requests = 0
@@ -141,6 +154,8 @@ class ControlSocket:
         """Ends all connections and the socket."""
         if self._server is not None:
             self._server.close()
+        if self._places_timer is not None:
+            self._places_timer.cancel()
         for order in self._running:
             order.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -165,6 +180,7 @@ class ControlSocket:
                     worker=lease.worker,
                     socket=path,
                     model=model,
+                    adapter=lease.request.adapter,
                 ),
             )
 
@@ -213,24 +229,27 @@ class ControlSocket:
             if subscriber := self._subscribers.pop(peer, None):
                 subscriber.close()
             for key in [key for key in self._deadlines if key[0] is peer]:
-                self._deadlines.pop(key).cancel()
+                self._forget_deadline(*key)
             self.granted(self._leases.owner_gone(peer))
             self._settled.set()
             await peer.close()
 
     def _handle(self, peer: Connection[Message], message: Message) -> None:
         match message:
-            case LeaseRequest(request_id=request_id, session_id=session_id, model=model):
+            case LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter):
+                request = Request(peer, request_id, session_id, model, adapter)
                 try:
-                    granted = self._leases.request(Request(peer, request_id, session_id, model))
+                    granted = self._leases.request(request)
                 except SchedulingError as error:
-                    self._tell(peer, Failure(code=error.code, message=str(error), request_id=request_id))
+                    self._tell(peer, failure(error.code, error, request_id))
                     return
                 if self._leases.is_waiting(peer, request_id):
                     loop = asyncio.get_running_loop()
                     self._deadlines[peer, request_id] = loop.call_later(
                         self.queue_timeout_s, self._waited_too_long, peer, request_id
                     )
+                    position = self._places[peer, request_id] = self._leases.newest_position(request)
+                    self._tell(peer, LeaseQueued(request_id=request_id, position=position))
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
                 self._forget_deadline(peer, request_id)
@@ -279,7 +298,7 @@ class ControlSocket:
         task.add_done_callback(self._running.discard)
 
     def _waited_too_long(self, peer: Connection[Message], request_id: str) -> None:
-        self._deadlines.pop((peer, request_id), None)
+        self._forget_deadline(peer, request_id)
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
@@ -290,9 +309,34 @@ class ControlSocket:
         self._tell(peer, failure("unavailable", message, request_id))
 
     def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:
+        """The request waits no more, and those behind it move up."""
         timer = self._deadlines.pop((peer, request_id), None)
-        if timer is not None:
-            timer.cancel()
+        if timer is None:
+            return
+        timer.cancel()
+        self._places.pop((peer, request_id), None)
+        if self._places and self._places_timer is None:
+            loop = asyncio.get_running_loop()
+            when = max(loop.time(), self._places_told_at + PLACES_PERIOD_S)
+            self._places_timer = loop.call_at(when, self._tell_places)
+
+    def _tell_places(self) -> None:
+        """Tells those that wait where they stand now, if it has changed enough."""
+        loop = asyncio.get_running_loop()
+        self._places_timer, self._places_told_at = None, loop.time()
+        told: Counter[Connection[Message]] = Counter()
+        for request, position in self._leases.positions():
+            peer = request.owner
+            assert isinstance(peer, Connection)
+            before = self._places.get((peer, request.request_id), position)
+            if before == position or (position > PLACES_NEAR and before - position < before * PLACES_STEP):
+                continue
+            if told[peer] == PLACES_LIMIT:  # the rest hears in the next round
+                self._places_timer = self._places_timer or loop.call_later(PLACES_PERIOD_S, self._tell_places)
+                continue
+            told[peer] += 1
+            self._places[peer, request.request_id] = position
+            self._tell(peer, LeaseQueued(request_id=request.request_id, position=position))
 
     def _tell(self, peer: Connection[Message], message: Message) -> None:
         peer.post(message)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -22,6 +22,7 @@ from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
+from appliance.scheduling.placement import PLACEMENTS
 from appliance.wire.messages import (
     Message,
     ModelLoad,
@@ -70,7 +71,9 @@ class Supervisor:
         appliance = settings.appliance
         self._began = time.monotonic()
         self._notify = Notify()
-        self._leases = LeaseTable(queue_limit=appliance.scheduler.queue_limit)
+        self._leases = LeaseTable(
+            queue_limit=appliance.scheduler.queue_limit, placement=PLACEMENTS[appliance.scheduler.placement]
+        )
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._groups = Groups(None)
@@ -98,9 +101,9 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         self._groups = Groups.of_this_process()
-        await self._control.start()
         self._look_at(self._settings)
-        self._text.start()
+        self._text.start()  # before anybody asks: what will be served is known then
+        await self._control.start()
         watchdog = asyncio.create_task(
             feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
         )
@@ -125,10 +128,12 @@ class Supervisor:
 
     # --- what others ask or report ----------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None:
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
         """A keeper's worker takes leases."""
         if self._text.ready(name):
-            self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
+            self._control.granted(
+                self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters)
+            )
 
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
@@ -252,9 +257,14 @@ class Supervisor:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         del self._keepers[worker]
-        self.worker_gone(worker)
+        self._control.granted(self._leases.worker_removed(worker))
         for kind in (Kind.WORKER_CRASH_LOOP, Kind.WORKER_MEMORY):
             self._repairs.close(kind, worker)
+
+    def expect(self, worker: str, model: str) -> None:
+        """That worker is the one whose model answers from now on, as soon as it is ready."""
+        self._control.granted(self._leases.set_default_model(model))
+        self._control.granted(self._leases.worker_expected(worker, model=model))
 
     def closing(self, worker: str) -> int:
         """A worker gets no more leases; returns how many it has."""
@@ -295,6 +305,7 @@ class Supervisor:
             done.append(await self._text.reconfigure(now.text))
         self._settings = settings
         self._look_at(settings)
+        self._leases.placement = PLACEMENTS[now.scheduler.placement]
         self._leases.queue_limit = now.scheduler.queue_limit
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s
         for keeper in self._keepers.values():

@@ -44,6 +44,10 @@ class Workers(Protocol):
 
     async def stop(self, worker: str) -> None: ...
 
+    def expect(self, worker: str, model: str) -> None:
+        """It is the one that answers from now on, as soon as it is ready."""
+        ...
+
     def closing(self, worker: str) -> int:
         """It gets no more leases; returns how many it has."""
         ...
@@ -77,6 +81,7 @@ class TextModel:
         """The worker of the model that was chosen last, or is configured. One that cannot be loaded yet is looked for again and
         again: see the worker's `detail`."""
         self._worker, self._keeper = self._start(self.model)
+        self._workers.expect(self._worker, self.model)
 
     def ready(self, worker: str) -> bool:
         """A worker has loaded its model. False when it is to take no leases: it was on its way out and died."""
@@ -181,6 +186,7 @@ class TextModel:
         assert self._taken_over is not None
         before, self._worker, self._incoming = self._worker, worker, ""
         self.model = self._loading
+        self._workers.expect(worker, self.model)
         try:
             choose_model(self._paths, self.model, self.configured)
         except OSError as error:

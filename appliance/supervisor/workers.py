@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -80,7 +80,7 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None: ...
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
 
     def closing(self, worker: str) -> int: ...
 
@@ -320,7 +320,7 @@ class WorkerKeeper:
             ready.context_tokens,
             ready.load_s,
         )
-        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots)
+        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
         try:

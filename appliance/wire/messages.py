@@ -52,11 +52,26 @@ def protocol_failure(error: Exception) -> Failure:
 
 
 class LeaseRequest(Message, frozen=True, kw_only=True):
-    """A gateway asks for a place on a worker. The session is locked until the lease ends."""
+    """A gateway asks for a place on a worker. The session is locked until the lease ends.
+
+    `model` is empty for the default model, `adapter` for none.
+    """
 
     request_id: Id
     session_id: Id
     model: Annotated[str, Meta(max_length=128)] = ""
+    adapter: Annotated[str, Meta(max_length=128)] = ""
+
+
+class LeaseQueued(Message, frozen=True, kw_only=True):
+    """The request waits. `position` is its place among those for the same model and adapter, 1 for the next.
+
+    Sent when it begins to wait and again as it moves up: within about half a second, beyond the tenth place only after a tenth of
+    the way.
+    """
+
+    request_id: Id
+    position: Annotated[int, Meta(ge=1)]
 
 
 class LeaseGranted(Message, frozen=True, kw_only=True):
@@ -67,6 +82,7 @@ class LeaseGranted(Message, frozen=True, kw_only=True):
     worker: Annotated[str, Meta(max_length=64)]
     socket: Annotated[str, Meta(max_length=107)]
     model: Annotated[str, Meta(max_length=128)]
+    adapter: Annotated[str, Meta(max_length=128)] = ""
 
 
 class LeaseSettled(Message, frozen=True, kw_only=True):
@@ -301,6 +317,7 @@ class Generate(Message, frozen=True, kw_only=True):
     request_id: Id
     turns: Annotated[list[Turn], Meta(min_length=1, max_length=1024)]
     sampling: Sampling
+    adapter: Annotated[str, Meta(max_length=128)] = ""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -383,11 +400,15 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot."""
+    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot.
+
+    `adapters` are the names of those that were loaded with the model.
+    """
 
     context_tokens: int
     load_s: float
     engine: EngineBuild | None = None
+    adapters: list[str] = []
 
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
@@ -420,6 +441,7 @@ ToSupervisor = (
 FromSupervisor = (
     Hello
     | Failure
+    | LeaseQueued
     | LeaseGranted
     | Status
     | Done

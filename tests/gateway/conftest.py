@@ -35,6 +35,7 @@ from appliance.wire.messages import (
     FinishReason,
     Generate,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
@@ -71,6 +72,9 @@ class FakeAppliance:
     ready: bool = True
     mute: bool = False  # takes leases and status requests, and never answers
     refusal: tuple[str, str] | None = None
+    queue: tuple[int, asyncio.Event] | None = (
+        None  # the place that is told before a lease, and until when it is kept
+    )
     socket: str = ""
     requests: list[LeaseRequest] = field(default_factory=list)
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
@@ -148,6 +152,10 @@ class FakeAppliance:
                             code, message = self.refusal
                             peer.post(Failure(code=code, message=message, request_id=request_id))
                             continue
+                        if self.queue is not None:
+                            position, over = self.queue
+                            peer.post(LeaseQueued(request_id=request_id, position=position))
+                            await over.wait()
                         peer.post(
                             LeaseGranted(
                                 request_id=request_id,

@@ -17,7 +17,13 @@ import pytest
 
 from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
-from appliance.supervisor.control import BAD_MESSAGES_LIMIT, EVENTS_KEPT, ControlSocket
+from appliance.supervisor.control import (
+    BAD_MESSAGES_LIMIT,
+    EVENTS_KEPT,
+    PLACES_LIMIT,
+    PLACES_PERIOD_S,
+    ControlSocket,
+)
 from appliance.supervisor.errors import NoSuchWorker, NotFixable
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
@@ -28,6 +34,7 @@ from appliance.wire.messages import (
     FromSupervisor,
     Hello,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
@@ -101,13 +108,14 @@ class Served:
             await connection.close()
 
     def worker(self, slots: int) -> None:
-        self.control.granted(self.table.worker_ready("w", model="m", slots=slots))
+        self.control.granted(self.table.worker_ready("w", model="m", slots=slots, adapters=["chef"]))
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
+@asynccontextmanager
+async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 0.15) -> AsyncIterator[Served]:
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    table = LeaseTable(queue_limit=2)
+    table = LeaseTable(queue_limit=queue_limit)
+    table.worker_expected("w", model="m", adapters=["chef"])
     control = ControlSocket(
         folder / "control.sock",
         table,
@@ -115,7 +123,7 @@ async def served() -> AsyncIterator[Served]:
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
         why_none_is_ready=lambda: "",
-        queue_timeout_s=0.15,
+        queue_timeout_s=queue_timeout_s,
     )
     await control.start()
     yield Served(folder / "control.sock", control, table)
@@ -123,13 +131,30 @@ async def served() -> AsyncIterator[Served]:
     shutil.rmtree(folder)
 
 
-def want(request_id: str, session_id: str = "s") -> LeaseRequest:
-    return LeaseRequest(request_id=request_id, session_id=session_id)
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving() as found:
+        yield found
+
+
+def want(request_id: str, session_id: str = "s", *, model: str = "", adapter: str = "") -> LeaseRequest:
+    return LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
 
 
 async def answer(peer: Connection[Message]) -> Message:
-    async with asyncio.timeout(5):
-        return await peer.receive()
+    """The next message that is no place in the queue."""
+    async with asyncio.timeout(20):
+        while isinstance(message := await peer.receive(), LeaseQueued):
+            pass
+        return message
+
+
+async def place(peer: Connection[Message]) -> tuple[str, int]:
+    """The next message, a place in the queue."""
+    async with asyncio.timeout(20):
+        message = await peer.receive()
+    assert isinstance(message, LeaseQueued)
+    return message.request_id, message.position
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -237,6 +262,77 @@ async def test_draining(served: Served) -> None:
         await peer.send(LeaseSettled(request_id="r1"))
         async with asyncio.timeout(5):
             await idle
+
+
+async def test_places_in_the_queue() -> None:
+    async with serving(queue_limit=8, queue_timeout_s=60) as served, served.peer() as peer:
+        served.worker(1)
+        await peer.send(want("r0"))
+        assert isinstance(await answer(peer), LeaseGranted)
+        for number in (1, 2, 3):
+            await peer.send(want(f"r{number}", f"s{number}"))
+            assert await place(peer) == (f"r{number}", number)
+        await peer.send(LeaseSettled(request_id="r0"))
+        granted = await peer.receive()
+        assert isinstance(granted, LeaseGranted)
+        assert granted.request_id == "r1"
+        assert [await place(peer), await place(peer)] == [("r2", 1), ("r3", 2)]
+        await peer.send(LeaseSettled(request_id="r2"))  # withdrawn
+        assert await place(peer) == ("r3", 1)
+        await peer.send(want("chef", "s4", adapter="chef"))
+        assert await place(peer) == ("chef", 1)
+        assert not served.control._places_timer, "all has been said"
+
+
+async def test_places_of_many_are_told_sparingly() -> None:
+    """Each of 1,000 moves up with each of 300 grants; nobody needs to hear of all of it, and what one hears never gets worse."""
+    count, ends = 1000, 300
+    async with serving(queue_limit=count, queue_timeout_s=600) as served, served.peer() as peer:
+        served.worker(1)
+        for number in range(count + 1):
+            peer.post(want(f"r{number}", f"s{number}"))
+        places: dict[str, int] = {}
+        messages = 0
+        began = asyncio.get_running_loop().time()
+        for ended in range(ends):
+            while not isinstance(message := await peer.receive(), LeaseGranted):
+                assert isinstance(message, LeaseQueued)
+                assert message.position < places.get(message.request_id, count + 1)
+                places[message.request_id] = message.position
+                messages += 1
+            assert message.request_id == f"r{ended}"
+            peer.post(LeaseSettled(request_id=message.request_id))
+        rounds = (asyncio.get_running_loop().time() - began) / PLACES_PERIOD_S + 1
+        assert messages <= count + rounds * PLACES_LIMIT
+        async with asyncio.timeout(60):
+            while places["r310"] > 10 or places["r999"] > 777:  # 10 and 699 now
+                message = await peer.receive()
+                if isinstance(message, LeaseQueued):
+                    places[message.request_id] = message.position
+
+
+async def test_what_nobody_serves_is_refused_at_once(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(want("r1", model="other"))
+        await peer.send(want("r2", adapter="x" * 128))
+        assert await answer(peer) == Failure(
+            code="unknown_model",
+            message="no worker serves the model 'other'; there are: m",
+            request_id="r1",
+        )
+        failure = await answer(peer)
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.request_id) == ("unknown_adapter", "r2")
+        assert failure.message.endswith("there are: chef")
+
+
+async def test_an_adapter_travels_with_the_lease(served: Served) -> None:
+    served.worker(1)
+    async with served.peer() as peer:
+        await peer.send(want("r1", model="m", adapter="chef"))
+        granted = await answer(peer)
+        assert isinstance(granted, LeaseGranted)
+        assert (granted.model, granted.adapter) == ("m", "chef")
 
 
 def raw(path: Path, data: bytes) -> socket.socket:
