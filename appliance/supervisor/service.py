@@ -22,7 +22,7 @@ from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
 from .control import ControlSocket
 from .errors import AlreadyRunning
 from .forkserver import Forkserver
-from .notify import Notify, feed_watchdog
+from .notify import Notify, extend_timeout, feed_watchdog
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,10 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 #: However large a model's window is, a slot gets this much unless the owner says more: the KV cache grows with it.
 CONTEXT_LIMIT_TOKENS = 8192
+
+
+#: `systemctl status` shows one line.
+SUMMARY_LIMIT_CHARS = 200
 
 
 class StateLock(FileLock):
@@ -203,8 +207,16 @@ class Supervisor:
         return found
 
     def _summary(self) -> str:
-        ready = sum(keeper.state is WorkerState.READY for keeper in self._keepers.values())
-        return f"{ready} of {len(self._keepers)} workers ready"
+        """What `systemctl status` shows: which models are served, and what is the matter with the other workers."""
+        ready = [keeper for keeper in self._keepers.values() if keeper.state is WorkerState.READY]
+        models_served = ", ".join(sorted({keeper.model.name for keeper in ready}))
+        parts = [
+            f"{len(ready)} of {len(self._keepers)} workers ready" + (f" ({models_served})" if ready else "")
+        ]
+        for name, keeper in self._keepers.items():
+            if detail := keeper.status(0).detail:
+                parts.append(f"{name} {keeper.state}: {detail}")
+        return "; ".join(parts).replace("\n", " ")[:SUMMARY_LIMIT_CHARS]
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -224,8 +236,11 @@ class Supervisor:
 
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""
+        extending = asyncio.create_task(extend_timeout(self._notify), name="extend timeout")
         try:
             async with asyncio.timeout(self._settings.appliance.supervisor.drain_s):
                 await self._control.idle()
         except TimeoutError:
             log.warning("%d replies did not end in time", self._leases.leases)
+        finally:
+            extending.cancel()

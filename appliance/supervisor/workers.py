@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -154,7 +153,6 @@ class WorkerKeeper:
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
         loop = asyncio.get_running_loop()
-        self._fresh_folder()
         self._exited = loop.create_future()
         self._enter(WorkerState.STARTING, "")
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -173,12 +171,6 @@ class WorkerKeeper:
         finally:
             loop.remove_reader(read)
             os.close(read)
-
-    def _fresh_folder(self) -> None:
-        """The worker's own folder, empty: an engine does not load over a socket that its predecessor left."""
-        folder = Path(self.spec.folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
 
     async def _watch(self, reports: asyncio.Queue[Message | None]) -> None:
         assert self._exited is not None

@@ -83,7 +83,8 @@ class FakeAppliance:
     _gateways: set[Connection[Message]] = field(default_factory=set)
 
     async def start(self) -> None:
-        self.paths.workers.mkdir(parents=True, exist_ok=True)
+        for folder in (self.paths.workers, self.paths.supervisor):
+            folder.mkdir(parents=True, exist_ok=True)
         self.socket = str(self.paths.workers / "text-1.sock")
         self._worker = await asyncio.start_unix_server(self._worker_peer, self.socket)
         await self.start_supervisor()
