@@ -288,7 +288,7 @@ async def served() -> AsyncIterator[Served]:
         with warnings.catch_warnings():
             # A test of its own shows that the application asks for what the framework will no longer do.
             warnings.simplefilter("ignore", LitestarDeprecationWarning)
-            serving = asyncio.create_task(serve(paths, settings, listener, ready.set))
+            serving = asyncio.create_task(serve(paths, settings, [listener], ready.set))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert ready.is_set(), "the gateway does not start"
