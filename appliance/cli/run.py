@@ -103,7 +103,7 @@ def _copied_log(paths: Paths) -> Iterator[int]:
 
 def _make_folders(paths: Paths) -> None:
     try:
-        for folder in (paths.state, paths.etc, paths.run):
+        for folder in (paths.state, paths.etc, paths.run, paths.supervisor):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=paths.run).close()
     except OSError as error:
@@ -232,11 +232,11 @@ class _Launcher:
             "CORAL_REEF_LAUNCHER": str(os.getpid()),
         }
         self._supervisor = _Part("supervisor", ["appliance.supervisor"])
-        gateway = ["appliance.gateway", "--fd", str(listener.fileno())]
-        self._gateways = [
-            _Part(f"gateway {number + 1}", gateway, descriptors=(listener.fileno(),))
-            for number in range(settings.appliance.gateway.processes)
-        ]
+        self._gateway = _Part(
+            "gateway",
+            ["appliance.gateway", "--fd", str(listener.fileno())],
+            descriptors=(listener.fileno(),),
+        )
         self._stopping = False
 
     def run(self) -> int:
@@ -253,7 +253,7 @@ class _Launcher:
             write_atomically(
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
-            if self._start_gateways(wake_read):
+            if self._start_gateway(wake_read):
                 self._greet(url, time.monotonic() - began)
             return self._watch(wake_read)
         finally:
@@ -264,12 +264,11 @@ class _Launcher:
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
 
-    def _start_gateways(self, wake: int) -> bool:
-        """Starts them and waits until the first serves; False when it was told to stop, or a part ended, before."""
+    def _start_gateway(self, wake: int) -> bool:
+        """Starts it and waits until it serves; False when it was told to stop, or a part ended, before."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            for number, part in enumerate(self._gateways):
-                part.start(self._environment, self._log_pipe, ready=ready_write if number == 0 else None)
+            self._gateway.start(self._environment, self._log_pipe, ready=ready_write)
             os.close(ready_write)
             ready_write = -1
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -289,7 +288,7 @@ class _Launcher:
 
     def _watch(self, wake: int) -> int:
         """Starts again what ends by itself, until told to stop or until one part keeps failing."""
-        parts = [self._supervisor, *self._gateways]
+        parts = [self._supervisor, self._gateway]
         while not self._stopping:
             for part in parts:
                 status = part.ended()
@@ -310,16 +309,11 @@ class _Launcher:
         return ExitStatus.OK
 
     def _end(self) -> None:
-        """Gateways first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
+        """The gateway first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if any(part.process is not None for part in self._gateways):
+        if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
-        drain_s = self._settings.appliance.gateway.drain_s
-        for part in self._gateways:
-            if part.process is not None:
-                part.process.terminate()
-        for part in self._gateways:
-            part.stop(drain_s + 5)
+        self._gateway.stop(self._settings.appliance.gateway.drain_s + 15)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 
