@@ -44,8 +44,13 @@ class Paths:
         return self.etc / "network.yaml"
 
     @property
+    def supervisor(self) -> Path:
+        """The supervisor's own folder: under systemd each process has one, and none can write into another's."""
+        return self.run / "supervisor"
+
+    @property
     def control_socket(self) -> Path:
-        return self.run / "control.sock"
+        return self.supervisor / "control.sock"
 
     @property
     def workers(self) -> Path:
@@ -54,12 +59,17 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        return self.state / "lock"
+        return self.supervisor / "lock"
 
     @property
     def launcher_lock(self) -> Path:
         """Held by `coral-reef run`; `lock` is the supervisor's."""
         return self.state / "run.lock"
+
+    @property
+    def log_file(self) -> Path:
+        """What `coral-reef run` and its parts said; on a tower it is in the journal."""
+        return self.state / "logs/coral-reef.log"
 
     @property
     def database(self) -> Path:

@@ -26,6 +26,12 @@ class Generation(Protocol):
 class Generator(Protocol):
     """Gives places."""
 
-    def lease(self, request_id: str, session_id: str) -> AbstractAsyncContextManager[Generation]:
-        """A place, and the session's lock with it. Unavailable when there is none in time."""
+    def lease(
+        self, request_id: str, session_id: str, *, model: str, adapter: str, on_queued: Callable[[int], None]
+    ) -> AbstractAsyncContextManager[Generation]:
+        """A place, and the session's lock with it. `on_queued` hears the place in the queue, 1 for the next, whenever it changes.
+
+        `model` is empty for the default model, `adapter` for none. NotServed when nobody has them, Unavailable when there is no
+        place in time.
+        """
         ...

@@ -22,6 +22,7 @@ from appliance.config.load import Settings
 from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
+from appliance.telemetry.log_file import Copier, LogFile
 
 from .ask import ask_status
 from .config import load_or_explain
@@ -79,13 +80,34 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_or_explain(paths)
     if settings is None:
         return ExitStatus.BAD_CONFIGURATION
-    with _only_instance(paths), _bind(settings, _port_of(arguments, settings)) as listener:
-        return _Launcher(paths, settings, listener).run()
+    with (
+        _only_instance(paths),
+        _bind(settings, _port_of(arguments, settings)) as listener,
+        _copied_log(paths) as log_pipe,
+    ):
+        return _Launcher(paths, settings, listener, log_pipe).run()
+
+
+@contextlib.contextmanager
+def _copied_log(paths: Paths) -> Iterator[int]:
+    """The descriptor that the appliance's processes, this one included, write their log to: it is shown here and kept on disk."""
+    try:
+        copier = Copier(LogFile(paths.log_file))
+    except OSError as error:
+        raise Failed(f"cannot write {paths.log_file}: {error.strerror}", ExitStatus.CANNOT_CREATE) from None
+    with os.fdopen(os.dup(copier.descriptor), "w", buffering=1, encoding="utf-8", errors="replace") as stream:
+        set_up_logging("run", stream=stream)
+        try:
+            yield copier.descriptor
+        finally:
+            set_up_logging("run")
+            stream.close()
+            copier.close()
 
 
 def _make_folders(paths: Paths) -> None:
     try:
-        for folder in (paths.state, paths.etc, paths.run):
+        for folder in (paths.state, paths.etc, paths.run, paths.supervisor):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=paths.run).close()
     except OSError as error:
@@ -163,7 +185,7 @@ class _Part:
         self._started = 0.0
         self.failures = 0
 
-    def start(self, environment: dict[str, str], *, ready: int | None = None) -> None:
+    def start(self, environment: dict[str, str], log_pipe: int, *, ready: int | None = None) -> None:
         """Starts the process; it writes a byte to `ready` when it serves."""
         command, descriptors = self._command, self._descriptors
         if ready is not None:
@@ -174,6 +196,7 @@ class _Part:
             env=environment,
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
+            stderr=log_pipe,
             # Ctrl-C reaches the whole foreground group; the launcher alone decides in which order things end.
             process_group=0,
         )
@@ -204,19 +227,20 @@ class _Part:
 class _Launcher:
     """Starts the parts, watches them, ends them in order."""
 
-    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket, log_pipe: int) -> None:
         self._paths, self._settings, self._listener = paths, settings, listener
+        self._log_pipe = log_pipe
         self._environment = {
             **os.environ,
             "CORAL_REEF_STATE": str(paths.state),
             "CORAL_REEF_LAUNCHER": str(os.getpid()),
         }
         self._supervisor = _Part("supervisor", ["appliance.supervisor"])
-        gateway = ["appliance.gateway", "--fd", str(listener.fileno())]
-        self._gateways = [
-            _Part(f"gateway {number + 1}", gateway, descriptors=(listener.fileno(),))
-            for number in range(settings.appliance.gateway.processes)
-        ]
+        self._gateway = _Part(
+            "gateway",
+            ["appliance.gateway", "--fd", str(listener.fileno())],
+            descriptors=(listener.fileno(),),
+        )
         self._stopping = False
 
     def run(self) -> int:
@@ -229,11 +253,11 @@ class _Launcher:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
             began = time.monotonic()
-            self._supervisor.start(self._environment)
+            self._supervisor.start(self._environment, self._log_pipe)
             write_atomically(
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
-            if self._start_gateways(wake_read):
+            if self._start_gateway(wake_read):
                 self._greet(url, time.monotonic() - began)
             return self._watch(wake_read)
         finally:
@@ -244,12 +268,11 @@ class _Launcher:
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
 
-    def _start_gateways(self, wake: int) -> bool:
-        """Starts them and waits until the first serves; False when it was told to stop, or a part ended, before."""
+    def _start_gateway(self, wake: int) -> bool:
+        """Starts it and waits until it serves; False when it was told to stop, or a part ended, before."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            for number, part in enumerate(self._gateways):
-                part.start(self._environment, ready=ready_write if number == 0 else None)
+            self._gateway.start(self._environment, self._log_pipe, ready=ready_write)
             os.close(ready_write)
             ready_write = -1
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -269,7 +292,7 @@ class _Launcher:
 
     def _watch(self, wake: int) -> int:
         """Starts again what ends by itself, until told to stop or until one part keeps failing."""
-        parts = [self._supervisor, *self._gateways]
+        parts = [self._supervisor, self._gateway]
         while not self._stopping:
             for part in parts:
                 status = part.ended()
@@ -286,20 +309,15 @@ class _Launcher:
                 os.read(wake, 4096)
             if not self._stopping:
                 for part in dead:
-                    part.start(self._environment)
+                    part.start(self._environment, self._log_pipe)
         return ExitStatus.OK
 
     def _end(self) -> None:
-        """Gateways first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
+        """The gateway first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if any(part.process is not None for part in self._gateways):
+        if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
-        drain_s = self._settings.appliance.gateway.drain_s
-        for part in self._gateways:
-            if part.process is not None:
-                part.process.terminate()
-        for part in self._gateways:
-            part.stop(drain_s + 5)
+        self._gateway.stop(self._settings.appliance.gateway.drain_s + 15)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -17,7 +18,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Gateway(Section, frozen=True):
     """The HTTP server; where it listens stands in `network.yaml`, under `api`."""
 
-    processes: Annotated[int, Meta(ge=1, le=64, description="Processes that share the port.")] = 1
+    processes: Annotated[
+        int, Meta(ge=0, le=64, description="Processes that share the port; 0: one a core.")
+    ] = 0
     message_limit_chars: Annotated[int, Meta(ge=1, le=100_000, description="Longest chat message.")] = 8000
     body_limit_bytes: Annotated[int, Meta(ge=1024, le=1_048_576, description="Largest request body.")] = (
         65_536
@@ -61,9 +64,20 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
-class Scheduler(Section, frozen=True):
-    """Requests that wait for a slot."""
+class PlacementName(StrEnum):
+    """How a worker is chosen for a request."""
 
+    AFFINITY = "affinity"  # the one that the session had last, else the least loaded
+    LEAST_LOADED = "least_loaded"
+    ROUND_ROBIN = "round_robin"
+
+
+class Scheduler(Section, frozen=True):
+    """Which worker a request gets, and how long it waits for one."""
+
+    placement: Annotated[
+        PlacementName, Meta(description="How a worker is chosen; affinity: the one the session had last.")
+    ] = PlacementName.AFFINITY
     queue_limit: Annotated[
         int, Meta(ge=1, le=10_000, description="How many may wait; more are turned away at once.")
     ] = 256

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from appliance.chat.errors import GenerationFailed, Unavailable
+from appliance.chat.errors import ChatError, GenerationFailed, NotServed, Unavailable
 from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
@@ -17,6 +17,7 @@ from appliance.wire.messages import (
     FromSupervisor,
     Generate,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Status,
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: The code of a reply whose worker ended.
 WORKER_LOST = "worker_lost"
+
+#: Codes of the supervisor's for what no worker has.
+NOT_SERVED = frozenset({"unknown_model", "unknown_adapter"})
 
 #: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
 RECONNECT_S = 0.1
@@ -46,6 +50,7 @@ class SupervisorLink:
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
+        self._on_queued: dict[str, Callable[[int], None]] = {}
         self._statuses: list[asyncio.Future[Status]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -61,13 +66,27 @@ class SupervisorLink:
     def connected(self) -> bool:
         return self._connection is not None
 
-    async def lease(self, request_id: str, session_id: str) -> LeaseGranted:
-        """Waits for a place. Unavailable when there is none in time; a cancelled wait withdraws the request."""
+    async def lease(
+        self,
+        request_id: str,
+        session_id: str,
+        *,
+        model: str = "",
+        adapter: str = "",
+        on_queued: Callable[[int], None] = lambda _: None,
+    ) -> LeaseGranted:
+        """Waits for a place; `on_queued` hears where in the queue. A cancelled wait withdraws the request.
+
+        Unavailable when there is no place in time, NotServed when no worker has the model or the adapter.
+        """
         connection = await self._reach()
         answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
         self._leases[request_id] = answer
+        self._on_queued[request_id] = on_queued
         try:
-            connection.post(LeaseRequest(request_id=request_id, session_id=session_id))
+            connection.post(
+                LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
+            )
             async with asyncio.timeout(self._queue_s + self._answer_s):
                 return await answer
         except TimeoutError:
@@ -79,6 +98,7 @@ class SupervisorLink:
             raise
         finally:
             self._leases.pop(request_id, None)
+            self._on_queued.pop(request_id, None)
 
     def settle(self, request_id: str, usage: Usage) -> None:
         """Gives a lease back. When the supervisor is away there is nothing to give: leases died with the connection."""
@@ -142,8 +162,11 @@ class SupervisorLink:
                         waiting.set_exception(gone)
                 self._statuses.clear()
 
-    def _take(self, message: LeaseGranted | Failure | Status) -> None:
+    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
         match message:
+            case LeaseQueued(request_id=request_id, position=position):
+                if request_id in self._on_queued:
+                    self._on_queued[request_id](position)
             case LeaseGranted(request_id=request_id):
                 waiting = self._leases.get(request_id)
                 if waiting is not None and not waiting.done():
@@ -156,7 +179,7 @@ class SupervisorLink:
             case Failure(code=code, message=text, request_id=request_id):
                 waiting = self._leases.get(request_id)
                 if waiting is not None and not waiting.done():
-                    waiting.set_exception(Unavailable(text, code))
+                    waiting.set_exception(_refused(text, code))
                 elif not request_id:
                     log.error("the supervisor refused: %s", text)
 
@@ -233,6 +256,10 @@ class WorkerLink:
                     stream.end.set_exception(GenerationFailed(text, code))
                 elif not request_id:
                     log.error("worker %s refused: %s", self._name, text)
+
+
+def _refused(text: str, code: str) -> ChatError:
+    return NotServed(text, code) if code in NOT_SERVED else Unavailable(text, code)
 
 
 def _stuck() -> Unavailable:

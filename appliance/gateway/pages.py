@@ -35,6 +35,7 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <tr><th>you send</th><td><code>chat</code> (the body of <code>POST /api/v1/chat</code>, and <code>stream</code>),
 <code>cancel {{request_id}}</code>, <code>ping</code></td></tr>
 <tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
+<code>system {{event: "queued", data: {{request_id, position}}}}</code> while it waits (1 is the next),
 <code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
 </table>

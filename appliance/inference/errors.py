@@ -10,10 +10,13 @@ InferenceError          `code` is what the client is told
 │   └── LibraryBusy     another process changes the library
 ├── ManifestBroken      a manifest that cannot be read
 ├── EngineFailed        the engine would not load, or said something unexpected
+├── AdapterUnknown      an adapter that was not loaded with the model
 └── PromptTooLong       the message alone does not fit the model's window
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class InferenceError(Exception):
@@ -56,6 +59,13 @@ class ManifestBroken(InferenceError):
 
 class EngineFailed(InferenceError):
     code = "engine_error"
+
+
+class AdapterUnknown(InferenceError):
+    code = "unknown_adapter"
+
+    def __init__(self, adapter: str, known: Iterable[str]) -> None:
+        super().__init__(f"no adapter {adapter!r} is loaded; there are: {', '.join(sorted(known)) or 'none'}")
 
 
 class PromptTooLong(InferenceError):

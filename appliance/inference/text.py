@@ -10,6 +10,7 @@ import http.client
 import importlib.metadata
 import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import msgspec
 
 from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generate, Turn, Usage
 
-from .errors import EngineFailed, PromptTooLong
+from .errors import AdapterUnknown, EngineFailed, PromptTooLong
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -137,6 +138,12 @@ class TextEngine:
             self._server: Any = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
+        #: costs a count now and then and no harm, since only their growth matters.
+        self.steps = 0
+        self.step_s = 0.0
+        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
+        self.adapters: tuple[str, ...] = ()
         properties = self._get("/props")
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
 
@@ -145,8 +152,11 @@ class TextEngine:
     ) -> Finished:
         """Writes one reply: calls `emit` with each piece of text, and asks `cancelled` between tokens and prompt steps.
 
-        Blocks. PromptTooLong when the newest message does not fit; EngineFailed when the engine gives up.
+        Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
+        message does not fit; EngineFailed when the engine gives up.
         """
+        if request.adapter and request.adapter not in self.adapters:
+            raise AdapterUnknown(request.adapter, self.adapters)
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {
@@ -168,9 +178,14 @@ class TextEngine:
         failure: _Error | None = None
         written = 0
         stopped = False
+        before = time.monotonic()
 
         def take(data: bytes) -> bool:
-            nonlocal reason, usage, failure, written, stopped
+            nonlocal reason, usage, failure, written, stopped, before
+            now = time.monotonic()
+            self.steps += 1
+            self.step_s += 0.05 * (now - before - self.step_s)
+            before = now
             chunk = _chunk_decoder.decode(data)
             if chunk.error is not None:
                 failure = chunk.error

@@ -7,8 +7,10 @@ which wakes the loop once however many threads have something to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import time
@@ -31,6 +33,7 @@ from appliance.wire.messages import (
     Tokens,
     ToWorker,
     WorkerFailed,
+    WorkerPulse,
     WorkerReady,
     WorkerSpec,
     failure,
@@ -45,6 +48,9 @@ log = logging.getLogger(__name__)
 
 #: A gateway that lets this much pile up does not read any more: its streams are ended.
 BACKLOG_LIMIT_BYTES = 8 * 1024 * 1024
+
+#: How often the supervisor hears that the engine makes progress.
+PULSE_S = 2.0
 
 #: How long a stopping worker lets its streams run on.
 DRAIN_S = 5.0
@@ -107,6 +113,17 @@ class Worker:
         self._idle.set()
         self._stop = asyncio.Event()
         self._outbox = Outbox(asyncio.get_running_loop())
+
+    async def pulse(self, pipe: int) -> None:
+        """Tells the supervisor what the engine does, for as long as it wants to hear it."""
+        os.set_blocking(pipe, False)
+        while True:
+            report = WorkerPulse(
+                steps=self._engine.steps, step_s=self._engine.step_s, streams=len(self._streams)
+            )
+            with contextlib.suppress(BlockingIOError):  # a supervisor that is stopped hears the next one
+                os.write(pipe, encode(report))
+            await asyncio.sleep(PULSE_S)
 
     async def run(self, listener: socket.socket) -> None:
         """Serves until `stop`, then lets what runs end, for at most DRAIN_S."""
@@ -193,8 +210,6 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     os.setpgid(0, 0)
     setproctitle(f"coral-reef: worker {spec.name}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Neither the watchdog nor the readiness of the service is a worker's business.
-    os.environ.pop("NOTIFY_SOCKET", None)
     set_up_logging(f"worker {spec.name}")
     began = time.monotonic()
     try:
@@ -203,14 +218,19 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
     ready = WorkerReady(
-        context_tokens=engine.context_tokens, load_s=time.monotonic() - began, engine=engine_build()
+        context_tokens=engine.context_tokens,
+        load_s=time.monotonic() - began,
+        engine=engine_build(),
+        adapters=list(engine.adapters),
     )
 
     async def serve() -> None:
         worker = Worker(spec, engine)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
         os.write(pipe, encode(ready))
+        pulse = asyncio.create_task(worker.pulse(pipe), name="pulse")
         await worker.run(listener)
+        pulse.cancel()
 
     import uvloop
 
@@ -229,9 +249,13 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
         size_bytes=spec.model_size_bytes,
     )
     models.verify(models.Model(entry=entry, path=path, shipped=False))
+    # Ours and empty: an engine does not load over a socket that a predecessor left.
+    folder = Path(spec.folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
     engine = TextEngine(
         path,
-        Path(spec.folder),
+        folder,
         slots=spec.slots,
         threads=spec.threads,
         context_tokens=spec.context_tokens,

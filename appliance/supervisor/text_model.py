@@ -18,6 +18,7 @@ from appliance.inference.errors import EngineFailed, InferenceError, ModelRefuse
 from appliance.paths import Paths
 from appliance.wire.messages import Message, ModelLoad, ModelLoaded, ModelLoading, WorkerSpec, WorkerState
 
+from .errors import ReloadRefused
 from .workers import LOAD_BYTES_PER_S, LOAD_FLOOR_S, WorkerKeeper
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ class Workers(Protocol):
     def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper: ...
 
     async def stop(self, worker: str) -> None: ...
+
+    def expect(self, worker: str, model: str) -> None:
+        """It is the one that answers from now on, as soon as it is ready."""
+        ...
 
     def closing(self, worker: str) -> int:
         """It gets no more leases; returns how many it has."""
@@ -76,6 +81,7 @@ class TextModel:
         """The worker of the model that was chosen last, or is configured. One that cannot be loaded yet is looked for again and
         again: see the worker's `detail`."""
         self._worker, self._keeper = self._start(self.model)
+        self._workers.expect(self._worker, self.model)
 
     def ready(self, worker: str) -> bool:
         """A worker has loaded its model. False when it is to take no leases: it was on its way out and died."""
@@ -83,6 +89,25 @@ class TextModel:
             # At this very moment: whoever waits for a place gets one on the new worker.
             self._take_over(worker)
         return worker not in self._retiring
+
+    def serves(self, worker: str) -> bool:
+        """Whether it is the one that gets the leases, now or when it has started."""
+        return worker == self._worker
+
+    async def reconfigure(self, settings: Text) -> str:
+        """Other settings: they take effect by a fresh worker, as `load` brings it in. Returns what happened, for people.
+
+        ReloadRefused when the model cannot be loaded with them: everything stays as it was.
+        """
+        before, self._settings = self._settings, settings
+        model = settings.model if settings.model != before.model else self.model
+        request = ModelLoad(request_id="reload", model=model)
+        try:
+            loaded = await self.load(request, lambda _progress: None)
+        except InferenceError as error:
+            self._settings = before
+            raise ReloadRefused(f"text: {model}: {error}") from error
+        return f"{loaded.model} serves on {loaded.worker}"
 
     def retiring(self, worker: str) -> bool:
         """Whether it only finishes its replies."""
@@ -161,6 +186,7 @@ class TextModel:
         assert self._taken_over is not None
         before, self._worker, self._incoming = self._worker, worker, ""
         self.model = self._loading
+        self._workers.expect(worker, self.model)
         try:
             choose_model(self._paths, self.model, self.configured)
         except OSError as error:

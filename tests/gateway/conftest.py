@@ -35,6 +35,7 @@ from appliance.wire.messages import (
     FinishReason,
     Generate,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
@@ -71,6 +72,9 @@ class FakeAppliance:
     ready: bool = True
     mute: bool = False  # takes leases and status requests, and never answers
     refusal: tuple[str, str] | None = None
+    queue: tuple[int, asyncio.Event] | None = (
+        None  # the place that is told before a lease, and until when it is kept
+    )
     socket: str = ""
     requests: list[LeaseRequest] = field(default_factory=list)
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
@@ -83,7 +87,8 @@ class FakeAppliance:
     _gateways: set[Connection[Message]] = field(default_factory=set)
 
     async def start(self) -> None:
-        self.paths.workers.mkdir(parents=True, exist_ok=True)
+        for folder in (self.paths.workers, self.paths.supervisor):
+            folder.mkdir(parents=True, exist_ok=True)
         self.socket = str(self.paths.workers / "text-1.sock")
         self._worker = await asyncio.start_unix_server(self._worker_peer, self.socket)
         await self.start_supervisor()
@@ -148,6 +153,10 @@ class FakeAppliance:
                             code, message = self.refusal
                             peer.post(Failure(code=code, message=message, request_id=request_id))
                             continue
+                        if self.queue is not None:
+                            position, over = self.queue
+                            peer.post(LeaseQueued(request_id=request_id, position=position))
+                            await over.wait()
                         peer.post(
                             LeaseGranted(
                                 request_id=request_id,
@@ -224,7 +233,7 @@ class FakeAppliance:
             requests=len(self.requests),
             prompt_tokens=0,
             completion_tokens=0,
-            warnings=[],
+            repairs=[],
             workers=[],
             models=[
                 ModelStatus(
@@ -287,7 +296,7 @@ async def served() -> AsyncIterator[Served]:
         with warnings.catch_warnings():
             # A test of its own shows that the application asks for what the framework will no longer do.
             warnings.simplefilter("ignore", LitestarDeprecationWarning)
-            serving = asyncio.create_task(serve(paths, settings, listener, ready.set))
+            serving = asyncio.create_task(serve(paths, settings, [listener], ready.set))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert ready.is_set(), "the gateway does not start"

@@ -27,6 +27,7 @@ ROUTES = {
     "/api/v1/personas": {"get"},
     "/api/v1/system/status": {"get"},
     "/api/v1/system/models": {"get"},
+    "/api/v1/system/repairs": {"get"},
     "/health": {"get"},
 }
 
@@ -95,7 +96,9 @@ async def test_what_needs_a_key(served: Served) -> None:
     [
         {},
         {"max_tokens": 5, "seed": 1, "stop": ["x"], "top_p": 0.5, "temperature": 2},
+        {"model": "coral-reef-chat", "adapter": "chef"},
         {"max_tokens": 0},
+        {"adapter": ""},
         {"temperature": 3},
         {"message": ""},
         {"persona_id": None},

@@ -336,6 +336,25 @@ async def test_a_full_queue(served: Served) -> None:
     assert served.fake.asked("turned away") == []
 
 
+async def test_a_model_and_its_adapter(served: Served) -> None:
+    response = await served.client.post(CHAT, json=ask("in its voice", model="m", adapter="chef"))
+    assert response.status_code == 200
+    (generate,) = served.fake.asked("in its voice")
+    (lease,) = [each for each in served.fake.requests if each.request_id == generate.request_id]
+    assert (lease.model, lease.adapter, generate.adapter) == ("m", "chef", "chef")
+
+
+@pytest.mark.parametrize("code", ["unknown_model", "unknown_adapter"])
+async def test_what_no_worker_has(served: Served, code: str) -> None:
+    served.fake.refusal = (code, "there are: m")
+    try:
+        response = await served.client.post(CHAT, json=ask("not served", model="n"))
+    finally:
+        served.fake.refusal = None
+    found = problem(response, 404)
+    assert (found["code"], found["detail"]) == (code, "there are: m")
+
+
 async def test_a_client_that_goes_away_cancels(served: Served) -> None:
     gate = asyncio.Event()
     served.fake.scripts["left alone"] = served.script(gate=gate)

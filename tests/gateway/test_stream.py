@@ -81,6 +81,24 @@ async def test_tokens_come_as_they_are_written(served: Served) -> None:
     assert rest[-1]["type"] == "done"
 
 
+async def test_the_place_in_the_queue_is_told(served: Served) -> None:
+    over = asyncio.Event()
+    served.fake.queue = (3, over)
+    try:
+        async with served.client.stream("POST", STREAM, json=ask("in a queue")) as response:
+            found = events(response.aiter_lines())
+            key = (await anext(found))["payload"]["data"]["request_id"]
+            queued = {"event": "queued", "data": {"request_id": key, "position": 3}}
+            assert await anext(found) == {"type": "system", "payload": queued}
+            over.set()
+            rest = [each["type"] async for each in found]
+    finally:
+        over.set()
+        served.fake.queue = None
+    assert set(rest[:-1]) == {"token"}
+    assert rest[-1] == "done"
+
+
 async def test_a_worker_that_dies_midway(served: Served) -> None:
     served.fake.scripts["dies"] = served.script(pieces=["half"], end=None)
     found = await frames(served, "dies")

@@ -95,6 +95,22 @@ async def test_a_conversation(served: Served) -> None:
     assert [turn.content for turn in served.fake.generates[key].turns[1:]] == ["one", "Hello there.", "two"]
 
 
+async def test_the_place_in_the_queue_is_told(served: Served) -> None:
+    over = asyncio.Event()
+    served.fake.queue = (2, over)
+    try:
+        async with talking(served) as talk:
+            key = await talk.chat("a moment", stream=False)
+            queued = {"event": "queued", "data": {"request_id": key, "position": 2}}
+            assert await talk.receive() == {"type": "system", "payload": queued}
+            over.set()
+            tokens, end = await talk.rest(key)
+    finally:
+        over.set()
+        served.fake.queue = None
+    assert (tokens, end["type"]) == (["Hello there."], "done")
+
+
 async def test_the_reply_as_one_token(served: Served) -> None:
     served.fake.scripts["whole"] = served.script(pieces=["a", "b", "c"])
     async with talking(served) as talk:

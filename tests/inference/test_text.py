@@ -11,7 +11,7 @@ import pytest
 
 import appliance.inference.preload  # noqa: F401  (how a worker imports the engine)
 from appliance.inference import models
-from appliance.inference.errors import EngineFailed, PromptTooLong
+from appliance.inference.errors import AdapterUnknown, EngineFailed, PromptTooLong
 from appliance.inference.text import TextEngine
 from appliance.paths import Paths
 from appliance.wire.messages import Finished, FinishReason, Generate, Sampling, Turn
@@ -119,6 +119,13 @@ def test_a_prompt_that_is_too_long(engine: TextEngine) -> None:
     assert caught.value.code == "prompt_too_long"
     assert caught.value.tokens == engine.count(ask("zq " * WINDOW))
     assert caught.value.limit < WINDOW
+
+
+def test_an_adapter_that_was_not_loaded(engine: TextEngine) -> None:
+    """The engine itself would ignore it and answer without."""
+    request = Generate(request_id="r", turns=ask("Who?"), sampling=Sampling(), adapter="chef")
+    with pytest.raises(AdapterUnknown, match=r"no adapter 'chef' is loaded; there are: none"):
+        engine.generate(request, lambda _: None, lambda: False)
 
 
 def test_a_long_history_loses_its_oldest_turns(engine: TextEngine) -> None:

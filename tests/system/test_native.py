@@ -77,8 +77,8 @@ class Machine:
         path.unlink(missing_ok=True)
         return found
 
-    @property
     def is_native(self) -> bool:
+        """Whether the build of this machine is installed."""
         return NATIVE in self.wheel.read_text()
 
 
@@ -89,7 +89,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_build_restore_and_undo(machine: Machine) -> None:
     assert "used from the next start" in machine.run("build")
-    assert machine.is_native
+    assert machine.is_native()
     build, install = machine.calls
     assert build.startswith("-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF ")
     assert "--no-binary xllamacpp --require-hashes" in build
@@ -103,9 +103,9 @@ def test_build_restore_and_undo(machine: Machine) -> None:
     assert machine.run("restore") == ""
     machine.wheel.write_text(f"{PORTABLE}\n")
     assert "Installing the text engine that was built for this CPU" in machine.run("restore")
-    assert machine.is_native
+    assert machine.is_native()
     assert "portable one again" in machine.run("undo")
-    assert not machine.is_native
+    assert not machine.is_native()
     assert not (machine.folder / ".native").exists()
     assert machine.run("restore") == ""
     assert "is the portable one" in machine.run("undo")
@@ -115,12 +115,12 @@ def test_another_version_or_cpu(machine: Machine) -> None:
     machine.run("build")
     machine.pin("2")
     assert "'make native' builds it anew" in machine.run("restore")
-    assert not machine.is_native
+    assert not machine.is_native()
     assert not (machine.folder / ".native").exists()
     machine.run("build")
     (machine.folder / ".native/fits").write_text("xllamacpp==2\nanother machine\n")
     assert "another CPU or version" in machine.run("restore")
-    assert not machine.is_native
+    assert not machine.is_native()
 
 
 def test_a_build_that_fails_changes_nothing(machine: Machine) -> None:
@@ -128,14 +128,14 @@ def test_a_build_that_fails_changes_nothing(machine: Machine) -> None:
     said = machine.run("build", status=69)
     assert "no compiler" in said
     assert "coral-reef: the text engine cannot be built" in said
-    assert not machine.is_native
+    assert not machine.is_native()
     assert machine.run("restore") == ""
 
 
 def test_a_build_that_does_not_run_is_taken_back(machine: Machine) -> None:
     (machine.folder / "broken-engine").touch()
     assert "the portable one is back" in machine.run("build", status=69)
-    assert not machine.is_native
+    assert not machine.is_native()
     assert not (machine.folder / ".native").exists()
 
 

@@ -252,7 +252,7 @@ def test_sigterm_ends_it_cleanly(state: Path) -> None:
         assert appliance.chat()["content"]
         appliance.stop()
     assert not (state / "run/url").exists()
-    assert not (state / "run/control.sock").exists()
+    assert not (state / "run/supervisor/control.sock").exists()
 
 
 def test_sighup_of_a_closed_terminal_ends_it_cleanly(state: Path) -> None:
@@ -505,7 +505,9 @@ def test_an_unknown_model_is_told_and_the_rest_works(state: Path) -> None:
     try:
         wait_for("it is up", lambda: "Coral-Reef is up" in appliance.log, within_s=START_TIMEOUT_S)
         assert not appliance.healthy()
-        assert "nobody" in appliance.status()["warnings"][0]
+        (repair,) = appliance.status()["repairs"]
+        assert repair["kind"] == "model_unusable"
+        assert "nobody" in repair["what"]
         assert "coral-reef-chat" in appliance.log, "it says which models there are"
         appliance.stop()
     finally:
