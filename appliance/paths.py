@@ -90,8 +90,8 @@ class Paths:
 
     @property
     def model_choice(self) -> Path:
-        """Which model `coral-reef model load` chose last; none when appliance.toml decides."""
-        return self.state / "model.json"
+        """Which model `coral-reef model load` chose last; none when appliance.toml decides. In a folder that is the supervisor's."""
+        return self.state / "supervisor/model.json"
 
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""

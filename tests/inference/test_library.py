@@ -356,7 +356,7 @@ def test_the_newer_word_counts(paths: Paths) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"model": 5}', b"\xff", b"[" * 5_000, b'{"model": "b"}'])
 def test_a_choice_that_cannot_be_read(paths: Paths, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    paths.state.mkdir()
+    paths.model_choice.parent.mkdir(parents=True)
     paths.model_choice.write_bytes(content)
     assert chosen_model(paths, "a") == "a"
     assert str(paths.model_choice) in caplog.text

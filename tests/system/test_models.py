@@ -93,7 +93,7 @@ async def test_another_model_takes_over_and_no_stream_is_dropped(state: Path) ->
         assert json.loads(back.stdout)["model"] == "endless"
         done = await asyncio.to_thread(coral_reef, state, "model", "remove", "short")
         assert done.returncode == 0, done
-        assert not (state / "model.json").exists()
+        assert not (state / "supervisor/model.json").exists()
 
 
 def test_what_is_broken_is_refused_by_name_and_the_rest_goes_on(appliance: Booted, tmp_path: Path) -> None:
