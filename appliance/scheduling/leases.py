@@ -102,6 +102,7 @@ class LeaseTable:
         worker = self._keep(name, model, adapters)
         worker.slots, worker.open = slots, True
         self._sit(worker)
+        self._changed.update(dict.fromkeys(worker.lines.values()))
         return self._grant()
 
     def worker_closing(self, name: str) -> None:
