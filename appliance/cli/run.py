@@ -22,6 +22,7 @@ from appliance.config.load import Settings
 from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
+from appliance.telemetry.log_file import Copier, LogFile
 
 from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
@@ -75,8 +76,29 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_or_explain(paths)
     if settings is None:
         return ExitStatus.BAD_CONFIGURATION
-    with _only_instance(paths), _bind(settings, _port_of(arguments, settings)) as listener:
-        return _Launcher(paths, settings, listener).run()
+    with (
+        _only_instance(paths),
+        _bind(settings, _port_of(arguments, settings)) as listener,
+        _copied_log(paths) as log_pipe,
+    ):
+        return _Launcher(paths, settings, listener, log_pipe).run()
+
+
+@contextlib.contextmanager
+def _copied_log(paths: Paths) -> Iterator[int]:
+    """The descriptor that the appliance's processes, this one included, write their log to: it is shown here and kept on disk."""
+    try:
+        copier = Copier(LogFile(paths.log_file))
+    except OSError as error:
+        raise Failed(f"cannot write {paths.log_file}: {error.strerror}", ExitStatus.CANNOT_CREATE) from None
+    with os.fdopen(os.dup(copier.descriptor), "w", buffering=1, encoding="utf-8", errors="replace") as stream:
+        set_up_logging("run", stream=stream)
+        try:
+            yield copier.descriptor
+        finally:
+            set_up_logging("run")
+            stream.close()
+            copier.close()
 
 
 def _make_folders(paths: Paths) -> None:
@@ -159,7 +181,7 @@ class _Part:
         self._started = 0.0
         self.failures = 0
 
-    def start(self, environment: dict[str, str], *, ready: int | None = None) -> None:
+    def start(self, environment: dict[str, str], log_pipe: int, *, ready: int | None = None) -> None:
         """Starts the process; it writes a byte to `ready` when it serves."""
         command, descriptors = self._command, self._descriptors
         if ready is not None:
@@ -170,6 +192,7 @@ class _Part:
             env=environment,
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
+            stderr=log_pipe,
             # Ctrl-C reaches the whole foreground group; the launcher alone decides in which order things end.
             process_group=0,
         )
@@ -200,8 +223,9 @@ class _Part:
 class _Launcher:
     """Starts the parts, watches them, ends them in order."""
 
-    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket, log_pipe: int) -> None:
         self._paths, self._settings, self._listener = paths, settings, listener
+        self._log_pipe = log_pipe
         self._environment = {
             **os.environ,
             "CORAL_REEF_STATE": str(paths.state),
@@ -225,7 +249,7 @@ class _Launcher:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
             began = time.monotonic()
-            self._supervisor.start(self._environment)
+            self._supervisor.start(self._environment, self._log_pipe)
             write_atomically(
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
@@ -245,7 +269,7 @@ class _Launcher:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
             for number, part in enumerate(self._gateways):
-                part.start(self._environment, ready=ready_write if number == 0 else None)
+                part.start(self._environment, self._log_pipe, ready=ready_write if number == 0 else None)
             os.close(ready_write)
             ready_write = -1
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -282,7 +306,7 @@ class _Launcher:
                 os.read(wake, 4096)
             if not self._stopping:
                 for part in dead:
-                    part.start(self._environment)
+                    part.start(self._environment, self._log_pipe)
         return ExitStatus.OK
 
     def _end(self) -> None:

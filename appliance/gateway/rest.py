@@ -18,7 +18,7 @@ from appliance import __version__
 from appliance.chat.errors import ChatError, Unavailable
 from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
 from appliance.config.appliance import Chat as ChatSettings
-from appliance.wire.messages import FinishReason, ModelStatus, Sampling, Status, Usage
+from appliance.wire.messages import FinishReason, ModelStatus, Repair, Sampling, Status, Usage
 
 from .auth import Caller
 from .envelope import ChatRequest, of_error, of_event
@@ -79,6 +79,10 @@ class PersonaList(msgspec.Struct, frozen=True):
 
 class ModelList(msgspec.Struct, frozen=True):
     models: list[ModelStatus]
+
+
+class RepairList(msgspec.Struct, frozen=True):
+    repairs: list[Repair]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,7 +250,7 @@ async def personas(chat_service: NamedDependency[Chat]) -> PersonaList:
 
 @get("/api/v1/system/status", summary="The state of the appliance", tags=["system"])
 async def system_status(generator: NamedDependency[LeasedGenerator]) -> Status:
-    """Workers, leases, counts and warnings, as the supervisor sees them."""
+    """Workers, leases, counts and repairs, as the supervisor sees them."""
     status: Status = await generator.status()
     return status
 
@@ -255,6 +259,12 @@ async def system_status(generator: NamedDependency[LeasedGenerator]) -> Status:
 async def system_models(generator: NamedDependency[LeasedGenerator]) -> ModelList:
     """What ships, what the owner added, and which worker has loaded it."""
     return ModelList((await generator.status()).models)
+
+
+@get("/api/v1/system/repairs", summary="What is wrong", tags=["system"])
+async def system_repairs(generator: NamedDependency[LeasedGenerator]) -> RepairList:
+    """What the owner should know and may have to do, worst first; empty when all is well."""
+    return RepairList((await generator.status()).repairs)
 
 
 @get("/health", summary="Whether a chat would be answered now", tags=["system"])
@@ -277,4 +287,4 @@ async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health
     return Response(Health(status="ok", version=__version__))
 
 
-ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models]
+ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models, system_repairs]

@@ -7,14 +7,17 @@ What is known of it, and why each setting is what it is, stands at the settings.
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
+import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from appliance.wire.messages import Finished, FinishReason, Generate, Turn, Usage
+from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generate, Turn, Usage
 
 from .errors import AdapterUnknown, EngineFailed, PromptTooLong
 
@@ -77,6 +80,25 @@ class _EngineConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def _installed_build() -> EngineBuild:
+    distribution = importlib.metadata.distribution("xllamacpp")
+    # `Tag: cp310-abi3-manylinux...` is made for every machine, `...-linux_x86_64` where it is installed (PEP 600).
+    native = re.search(r"(?m)^Tag: \S+-linux_\w+$", distribution.read_text("WHEEL") or "")
+    return EngineBuild(version=distribution.version, build="native" if native else "wheel")
+
+
+#: Read when the engine is imported: `make native` may replace it on the disk, not in a process that runs.
+_BUILD = _installed_build()
+
+
+def engine_build() -> EngineBuild:
+    """Which build of the engine this process has. Uses the engine: never to be called before a fork."""
+    import xllamacpp
+
+    features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
+    return msgspec.structs.replace(_BUILD, features=features)
+
+
 class TextEngine:
     """A loaded model. EngineFailed when it does not load."""
 
@@ -116,6 +138,10 @@ class TextEngine:
             self._server: Any = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
+        #: costs a count now and then and no harm, since only their growth matters.
+        self.steps = 0
+        self.step_s = 0.0
         #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
         self.adapters: tuple[str, ...] = ()
         properties = self._get("/props")
@@ -152,9 +178,14 @@ class TextEngine:
         failure: _Error | None = None
         written = 0
         stopped = False
+        before = time.monotonic()
 
         def take(data: bytes) -> bool:
-            nonlocal reason, usage, failure, written, stopped
+            nonlocal reason, usage, failure, written, stopped, before
+            now = time.monotonic()
+            self.steps += 1
+            self.step_s += 0.05 * (now - before - self.step_s)
+            before = now
             chunk = _chunk_decoder.decode(data)
             if chunk.error is not None:
                 failure = chunk.error

@@ -7,6 +7,7 @@ which wakes the loop once however many threads have something to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from appliance.wire.messages import (
     Tokens,
     ToWorker,
     WorkerFailed,
+    WorkerPulse,
     WorkerReady,
     WorkerSpec,
     failure,
@@ -39,12 +41,15 @@ from appliance.wire.messages import (
 
 from . import models
 from .errors import InferenceError
-from .text import TextEngine
+from .text import TextEngine, engine_build
 
 log = logging.getLogger(__name__)
 
 #: A gateway that lets this much pile up does not read any more: its streams are ended.
 BACKLOG_LIMIT_BYTES = 8 * 1024 * 1024
+
+#: How often the supervisor hears that the engine makes progress.
+PULSE_S = 2.0
 
 #: How long a stopping worker lets its streams run on.
 DRAIN_S = 5.0
@@ -107,6 +112,17 @@ class Worker:
         self._idle.set()
         self._stop = asyncio.Event()
         self._outbox = Outbox(asyncio.get_running_loop())
+
+    async def pulse(self, pipe: int) -> None:
+        """Tells the supervisor what the engine does, for as long as it wants to hear it."""
+        os.set_blocking(pipe, False)
+        while True:
+            report = WorkerPulse(
+                steps=self._engine.steps, step_s=self._engine.step_s, streams=len(self._streams)
+            )
+            with contextlib.suppress(BlockingIOError):  # a supervisor that is stopped hears the next one
+                os.write(pipe, encode(report))
+            await asyncio.sleep(PULSE_S)
 
     async def run(self, listener: socket.socket) -> None:
         """Serves until `stop`, then lets what runs end, for at most DRAIN_S."""
@@ -205,6 +221,7 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     ready = WorkerReady(
         context_tokens=engine.context_tokens,
         load_s=time.monotonic() - began,
+        engine=engine_build(),
         adapters=list(engine.adapters),
     )
 
@@ -212,7 +229,9 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         worker = Worker(spec, engine)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
         os.write(pipe, encode(ready))
+        pulse = asyncio.create_task(worker.pulse(pipe), name="pulse")
         await worker.run(listener)
+        pulse.cancel()
 
     import uvloop
 

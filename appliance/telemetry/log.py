@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TextIO
 
 
 class _Formatter(logging.Formatter):
@@ -27,9 +28,9 @@ class _Formatter(logging.Formatter):
 _TALKATIVE = ("alembic", "uvicorn", "httpx", "httpcore")
 
 
-def set_up_logging(source: str, *, level: int = logging.INFO) -> None:
-    """Replaces the root logger's handlers by one that names `source` in each line."""
-    handler = logging.StreamHandler(sys.stderr)
+def set_up_logging(source: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Replaces the root logger's handlers by one that names `source` in each line, on `stream` or standard error."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Formatter(source))
     root = logging.getLogger()
     root.handlers = [handler]

@@ -232,7 +232,7 @@ class FakeAppliance:
             requests=len(self.requests),
             prompt_tokens=0,
             completion_tokens=0,
-            warnings=[],
+            repairs=[],
             workers=[],
             models=[
                 ModelStatus(

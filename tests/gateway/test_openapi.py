@@ -27,6 +27,7 @@ ROUTES = {
     "/api/v1/personas": {"get"},
     "/api/v1/system/status": {"get"},
     "/api/v1/system/models": {"get"},
+    "/api/v1/system/repairs": {"get"},
     "/health": {"get"},
 }
 

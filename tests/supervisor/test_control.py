@@ -15,11 +15,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
-from appliance.supervisor.control import PLACES_LIMIT, PLACES_PERIOD_S, ControlSocket
+from appliance.supervisor.control import (
+    BAD_MESSAGES_LIMIT,
+    EVENTS_KEPT,
+    PLACES_LIMIT,
+    PLACES_PERIOD_S,
+    ControlSocket,
+)
+from appliance.supervisor.errors import NoSuchWorker, NotFixable
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
 from appliance.wire.messages import (
+    Done,
+    EventsLost,
     Failure,
     FromSupervisor,
     Hello,
@@ -28,8 +38,16 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
+    Reload,
+    RepairFix,
     Status,
     StatusRequest,
+    Subscribe,
+    SystemChanged,
+    Topic,
+    WorkerRestart,
 )
 
 STATUS = Status(
@@ -45,10 +63,32 @@ STATUS = Status(
     requests=0,
     prompt_tokens=0,
     completion_tokens=0,
-    warnings=[],
+    repairs=[],
     workers=[],
     models=[],
 )
+
+
+class SomeOrders:
+    """Carries out what it is told, or says that it cannot."""
+
+    async def reload(self) -> str:
+        await asyncio.sleep(0)
+        return "nothing changed"
+
+    async def restart_worker(self, name: str) -> str:
+        if name != "w":
+            raise NoSuchWorker(f"no worker is called {name!r}")
+        return "ready again"
+
+    async def fix(self, repair_id: str) -> str:
+        raise NotFixable("x" * 10_000)
+
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+        raise ModelUnknown(f"no model is called {request.model!r}")
+
+
+ORDERS = SomeOrders()
 
 
 @dataclass
@@ -81,6 +121,8 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
         table,
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
+        orders=ORDERS,
+        why_none_is_ready=lambda: "",
         queue_timeout_s=queue_timeout_s,
     )
     await control.start()
@@ -311,18 +353,25 @@ def body(content: bytes) -> bytes:
 
 
 HELLO = encode(Hello(name="raw"))
-MALFORMED = {
+#: Whatever comes after these is lost: the connection ends.
+NO_FRAMES = {
     "http": b"GET / HTTP/1.1\r\n\r\n",
     "too long": b"\xff\xff\xff\xff",
+    "too long later": HELLO + b"\xff\xff\xff\xff",
     "no hello": encode(StatusRequest()),
     "empty": b"\x00\x00\x00\x00",
-    "garbage": HELLO + body(b"\xc1\xc1\xc1"),
-    "deep": HELLO + body(b"\x81\xa1x" + b"\x91" * 100_000),
-    "unknown": HELLO + body(msgspec.msgpack.encode({"type": "Nothing"})),
-    "not ours": HELLO + encode(Failure(code="a", message="b")),
-    "hello again": HELLO * 2,
-    "wrong type": HELLO + body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": 5})),
-    "empty id": HELLO + body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": ""})),
+}
+#: Whole frames: refused, and the next one is read.
+NO_MESSAGES = {
+    "garbage": body(b"\xc1\xc1\xc1"),
+    "empty": body(b""),
+    "deep": body(b"\x81\xa1x" + b"\x91" * 100_000),
+    "unknown": body(msgspec.msgpack.encode({"type": "Nothing"})),
+    "long type": body(msgspec.msgpack.encode({"type": "A" * 5_000})),
+    "not ours": encode(Failure(code="a", message="b")),
+    "hello again": HELLO,
+    "wrong type": body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": 5})),
+    "empty id": body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": ""})),
 }
 
 
@@ -340,8 +389,8 @@ async def messages_of(client: socket.socket) -> list[Message]:
         await connection.close()
 
 
-@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
-async def test_what_is_malformed_is_answered_and_others_are_served(served: Served, data: bytes) -> None:
+@pytest.mark.parametrize("data", NO_FRAMES.values(), ids=NO_FRAMES)
+async def test_what_is_no_frame_is_answered_and_others_are_served(served: Served, data: bytes) -> None:
     async with served.peer() as peer:
         found = await messages_of(raw(served.path, data))
         assert [type(each) for each in found] == [Hello, Failure]
@@ -352,10 +401,22 @@ async def test_what_is_malformed_is_answered_and_others_are_served(served: Serve
         assert await answer(peer) == STATUS
 
 
-async def test_a_long_unknown_type(served: Served) -> None:
-    data = HELLO + body(msgspec.msgpack.encode({"type": "A" * 5_000}))
-    found = await messages_of(raw(served.path, data))
-    assert [type(each) for each in found] == [Hello, Failure]
+@pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
+async def test_what_is_no_message_is_answered_and_the_next_one_served(served: Served, data: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=raw(served.path, HELLO + data))
+    peer: Connection[Message] = Connection(reader, writer, FromSupervisor)
+    assert isinstance(await answer(peer), Hello)
+    refusal = await answer(peer)
+    assert isinstance(refusal, Failure)
+    assert refusal.code == "protocol"
+    await peer.send(StatusRequest())
+    assert await answer(peer) == STATUS
+    await peer.close()
+
+
+async def test_who_sends_nothing_but_nonsense_is_sent_away(served: Served) -> None:
+    found = await messages_of(raw(served.path, HELLO + body(b"\xc1") * 1_000))
+    assert [type(each) for each in found] == [Hello, *[Failure] * BAD_MESSAGES_LIMIT]
 
 
 async def test_another_version(served: Served) -> None:
@@ -398,6 +459,8 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         LeaseTable(queue_limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
+        orders=ORDERS,
+        why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )
     await control.start()
@@ -405,3 +468,64 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     await connection.close()
     await control.close()
     assert not path.exists()
+
+
+async def test_orders_are_carried_out_or_refused(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(Reload(request_id="a"))
+        assert await answer(peer) == Done(request_id="a", detail="nothing changed")
+        await peer.send(WorkerRestart(request_id="b", name="w"))
+        assert await answer(peer) == Done(request_id="b", detail="ready again")
+        await peer.send(WorkerRestart(request_id="c", name="nobody"))
+        assert await answer(peer) == Failure(
+            code="unknown_worker", message="no worker is called 'nobody'", request_id="c"
+        )
+        await peer.send(RepairFix(request_id="d", id="x"))
+        refusal = await answer(peer)
+        assert isinstance(refusal, Failure)
+        assert (refusal.code, len(refusal.message)) == ("not_fixable", 4096)
+
+
+async def test_an_order_outlives_who_gave_it(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(Reload(request_id="a"))
+    async with served.peer() as peer:
+        await peer.send(StatusRequest())
+        assert await answer(peer) == STATUS
+    await until(lambda: not served.control._running)
+
+
+async def test_events_of_the_topics_asked_for(served: Served) -> None:
+    stopping, other = SystemChanged(event="stopping"), SystemChanged(event="other")
+    async with served.peer() as everything, served.peer() as some, served.peer():
+        await everything.send(Subscribe())
+        await some.send(Subscribe(topics=[Topic.SYSTEM]))
+        await until(lambda: len(served.control._subscribers) == 2)
+        served.control.publish(Topic.WORKER, other)
+        served.control.publish(Topic.SYSTEM, stopping)
+        assert [await answer(everything), await answer(everything)] == [other, stopping]
+        assert await answer(some) == stopping
+    await until(lambda: not served.control._subscribers)
+
+
+async def test_a_slow_subscriber_gets_the_newest_and_the_number_of_the_lost(served: Served) -> None:
+    count = 4_000
+    async with served.peer() as slow:
+        await slow.send(Subscribe())
+        await until(lambda: len(served.control._subscribers) == 1)
+        for number in range(count):
+            served.control.publish(Topic.SYSTEM, SystemChanged(event=str(number), detail="x" * 500))
+        (peer,) = served.control._subscribers
+        assert peer.backlog_bytes < 100_000, "what a peer does not read is bounded"
+        numbers: list[int] = []
+        lost = 0
+        while not numbers or numbers[-1] != count - 1:
+            match await answer(slow):
+                case EventsLost(count=some):
+                    lost += some
+                case SystemChanged(event=event):
+                    numbers.append(int(event))
+        assert numbers == sorted(numbers)
+        assert len(numbers) + lost == count
+        assert lost > 0
+        assert numbers[-EVENTS_KEPT:] == list(range(count - EVENTS_KEPT, count))

@@ -505,7 +505,9 @@ def test_an_unknown_model_is_told_and_the_rest_works(state: Path) -> None:
     try:
         wait_for("it is up", lambda: "Coral-Reef is up" in appliance.log, within_s=START_TIMEOUT_S)
         assert not appliance.healthy()
-        assert "nobody" in appliance.status()["warnings"][0]
+        (repair,) = appliance.status()["repairs"]
+        assert repair["kind"] == "model_unusable"
+        assert "nobody" in repair["what"]
         assert "coral-reef-chat" in appliance.log, "it says which models there are"
         appliance.stop()
     finally:
