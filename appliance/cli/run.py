@@ -21,6 +21,7 @@ from typing import Any
 from appliance.config.load import Settings
 from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
+from appliance.process import available_cores
 from appliance.telemetry.log import set_up_logging
 
 from .config import load_or_explain
@@ -35,6 +36,12 @@ FAILURES_LIMIT = 5
 
 #: What a first start may take on a slow machine before something is wrong.
 START_TIMEOUT_S = 60.0
+
+#: Gateway processes on a machine with more cores than that, unless its owner says otherwise.
+GATEWAYS_LIMIT = 64
+
+#: What a gateway needs beyond `drain_s` to cancel, to store and to cut off.
+GATEWAY_STOP_S = 8.0
 
 
 def add_parser(commands: Any) -> None:
@@ -211,7 +218,9 @@ class _Launcher:
         gateway = ["appliance.gateway", "--fd", str(listener.fileno())]
         self._gateways = [
             _Part(f"gateway {number + 1}", gateway, descriptors=(listener.fileno(),))
-            for number in range(settings.appliance.gateway.processes)
+            for number in range(
+                settings.appliance.gateway.processes or min(available_cores(), GATEWAYS_LIMIT)
+            )
         ]
         self._stopping = False
 
@@ -295,7 +304,7 @@ class _Launcher:
             if part.process is not None:
                 part.process.terminate()
         for part in self._gateways:
-            part.stop(drain_s + 5)
+            part.stop(drain_s + GATEWAY_STOP_S)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import socket
 import sys
 
@@ -21,6 +22,9 @@ from appliance.storage.errors import StorageError
 from appliance.telemetry.log import set_up_logging
 
 log = logging.getLogger(__name__)
+
+#: Database, workers, libraries; generous.
+DESCRIPTORS_BESIDE_CONNECTIONS = 256
 
 
 def main() -> int:
@@ -49,6 +53,7 @@ def main() -> int:
         log.error("%s", error)
         return os.EX_IOERR
     listener = socket.socket(fileno=arguments.fd)
+    allow_descriptors(settings.appliance.gateway.connections_limit)
 
     def ready() -> None:
         if arguments.ready_fd is not None:
@@ -62,6 +67,16 @@ def main() -> int:
     uvloop.run(serve(paths, settings.appliance, listener, ready))
     log.info("stopped")
     return 0
+
+
+def allow_descriptors(connections: int) -> None:
+    """As many open files as that many connections need, and some for the rest; the usual limit of 1,024 is a soft one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + DESCRIPTORS_BESIDE_CONNECTIONS
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        log.warning("only %d open files are allowed, %d connections may need %d", hard, connections, wanted)
+        wanted = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def prepare(paths: Paths) -> None:

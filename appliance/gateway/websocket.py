@@ -9,6 +9,7 @@ from typing import Any
 from litestar import WebSocket, websocket
 from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from appliance.chat.errors import BadMessage, ChatError, Unavailable
 from appliance.chat.replies import Chat, Idle, Reply, Started, Text
@@ -161,7 +162,10 @@ class _Session:
             await events.aclose()
 
     async def _send(self, message: bytes) -> None:
-        await self._socket.send_data(message.decode(), mode="text")
+        try:
+            await self._socket.send_data(message.decode(), mode="text")
+        except ClientDisconnected as error:
+            raise WebSocketDisconnect(detail="gone", code=1006) from error
 
 
 @websocket("/ws")
