@@ -56,8 +56,8 @@ class Text(Section, frozen=True):
         int, Meta(ge=0, le=131_072, description="Window of one reply; 0: as the model was trained.")
     ] = 0
     batch_tokens: Annotated[
-        int, Meta(ge=32, le=4096, description="Tokens that the engine takes in one step.")
-    ] = 128
+        int, Meta(ge=0, le=4096, description="Tokens that the engine takes in one step; 0: as measured.")
+    ] = 0
     cache_mib: Annotated[
         int, Meta(ge=0, le=65_536, description="Memory for prompts seen before; 0: none.")
     ] = 64

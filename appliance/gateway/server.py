@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from litestar import Litestar
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
@@ -103,8 +104,15 @@ def make_server(
     drain_s = appliance.gateway.drain_s
     if listener.family != socket.AF_UNIX:  # what it accepts inherits this
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT_BYTES)
+
+    async def head_as_get(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """HEAD is GET without the body, which uvicorn leaves out; the framework would answer 405."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
     config = uvicorn.Config(
-        app,
+        head_as_get,
         http=BoundedHttp,
         ws=BoundedWebSocket,
         ws_per_message_deflate=False,  # 10 us a token, for messages of some thirty bytes

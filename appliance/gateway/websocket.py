@@ -12,7 +12,7 @@ from litestar.exceptions import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from appliance.chat.errors import BadMessage, ChatError, Unavailable
-from appliance.chat.replies import Chat, Idle, Reply, Started, Text
+from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
 
 from .auth import SUBPROTOCOL, Caller
@@ -150,7 +150,7 @@ class _Session:
                 if isinstance(event, Text) and not stream:
                     held.append(event.content)
                     continue
-                if held and not isinstance(event, Started):
+                if held and not isinstance(event, Started | Progress):
                     await self._send(of_event(Text("".join(held)), reply.request_id))
                     held.clear()
                 await self._send(of_event(event, reply.request_id))

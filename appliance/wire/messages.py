@@ -179,6 +179,14 @@ class Tokens(Message, frozen=True, kw_only=True):
     items: list[tuple[str, str]]
 
 
+class Progress(Message, frozen=True, kw_only=True):
+    """How much of a long prompt has been read: `done` of `total` tokens. Not more often than four times a second."""
+
+    request_id: Id
+    done: Annotated[int, Meta(ge=0)]
+    total: Annotated[int, Meta(ge=0)]
+
+
 class FinishReason(StrEnum):
     """Why a reply ended."""
 
@@ -222,7 +230,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     threads: int
     context_tokens: int
-    batch_tokens: int
+    batch_tokens: int  # 0: measured
     cache_mib: int
 
 
@@ -247,10 +255,13 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot."""
+    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
+    a step of `batch_tokens` takes at its end, 0 when it was not measured."""
 
     context_tokens: int
     load_s: float
+    batch_tokens: int = 0
+    step_s: float = 0.0
 
 
 class WorkerFailed(Message, frozen=True, kw_only=True):
@@ -263,7 +274,7 @@ class WorkerFailed(Message, frozen=True, kw_only=True):
 ToSupervisor = Hello | LeaseRequest | LeaseSettled | StatusRequest
 FromSupervisor = Hello | Failure | LeaseGranted | Status
 ToWorker = Hello | Generate | Cancel
-FromWorker = Hello | Failure | Tokens | Finished
+FromWorker = Hello | Failure | Tokens | Progress | Finished
 ToForkserver = Spawn
 FromForkserver = Hello | Spawned | Exited
 FromWorkerPipe = WorkerReady | WorkerFailed

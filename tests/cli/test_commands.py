@@ -163,9 +163,9 @@ def test_the_appliances_own_files(nowhere: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_holds(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "--state", str(nowhere)]) == 0
-    assert "appliance.gateway.processes = 1\n" in capsys.readouterr().out
+    assert "appliance.gateway.processes = 0\n" in capsys.readouterr().out
     assert main(["config", "show", "--json", "--state", str(nowhere)]) == 0
-    assert json.loads(capsys.readouterr().out)["appliance"]["gateway"]["processes"] == 1
+    assert json.loads(capsys.readouterr().out)["appliance"]["gateway"]["processes"] == 0
 
 
 def test_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ from appliance.wire.messages import (
     LeaseSettled,
     Message,
     ModelStatus,
+    Progress,
     Status,
     StatusRequest,
     Tokens,
@@ -62,6 +63,7 @@ class Script:
     pieces: Sequence[str] = ("Hello", " there", ".")
     gate: asyncio.Event | None = None
     end: FinishReason | Failure | None = FinishReason.STOP
+    progress: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -74,6 +76,7 @@ class FakeAppliance:
     mute: bool = False  # takes leases and status requests, and never answers
     refusal: tuple[str, str] | None = None
     socket: str = ""
+    status_requests: int = 0
     requests: list[LeaseRequest] = field(default_factory=list)
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
     generates: dict[str, Generate] = field(default_factory=dict)
@@ -139,6 +142,7 @@ class FakeAppliance:
             while True:
                 match await peer.receive():
                     case StatusRequest():
+                        self.status_requests += 1
                         if not self.mute:
                             peer.post(self.status())
                     case LeaseRequest(request_id=request_id) as request:
@@ -194,6 +198,8 @@ class FakeAppliance:
         script = self.scripts.get(request.turns[-1].content, Script())
         key = request.request_id
         usage = Usage(prompt_tokens=len(request.turns), completion_tokens=len(script.pieces))
+        for done, total in script.progress:
+            peer.post(Progress(request_id=key, done=done, total=total))
         for number, piece in enumerate(script.pieces):
             if number == 1 and script.gate is not None:
                 waits = [asyncio.ensure_future(each.wait()) for each in (script.gate, stop)]
@@ -254,8 +260,9 @@ class Served:
         pieces: Sequence[str] = ("Hello", " there", "."),
         gate: asyncio.Event | None = None,
         end: FinishReason | Failure | None = FinishReason.STOP,
+        progress: Sequence[tuple[int, int]] = (),
     ) -> Script:
-        return Script(pieces, gate, end)
+        return Script(pieces, gate, end, progress)
 
     async def connected(self) -> None:
         """Waits until the gateway has found its supervisor."""
