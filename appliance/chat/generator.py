@@ -13,9 +13,14 @@ class Generation(Protocol):
     """A place on a worker, for one reply."""
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
-        """Writes the reply, calling `on_text` with each piece. GenerationFailed when the worker dies or gives up."""
+        """Writes the reply, calling `on_text` with each piece and, while a long prompt is read, `on_progress` with the tokens
+        that were read and their total. GenerationFailed when the worker dies or gives up."""
         ...
 
     def cancel(self) -> None:

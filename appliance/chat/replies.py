@@ -54,6 +54,13 @@ class Queued(msgspec.Struct, frozen=True):
     position: int
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """Before the first text of a long conversation: `done` of `total` tokens have been read."""
+
+    done: int
+    total: int
+
+
 class Text(msgspec.Struct, frozen=True):
     """More of the reply: all that has come since the last event."""
 
@@ -71,7 +78,7 @@ class Idle(msgspec.Struct, frozen=True):
     """Nothing has come for a while; only for who asks for it."""
 
 
-Event = Started | Queued | Text | Done | Idle
+Event = Started | Queued | Progress | Text | Done | Idle
 
 
 class Reply:
@@ -84,13 +91,14 @@ class Reply:
         self.content: list[str] = []
         self._read = 0
         self._position: int | None = None
+        self._progress: Progress | None = None
         self._wake: asyncio.Future[None] | None = None
         self._end: Done | ChatError | None = None
         self._generation: Generation | None = None
         self._cancelled = False
 
     async def events(self, *, idle_s: float | None = None) -> AsyncGenerator[Event, None]:
-        """Started, any number of Queued, then of Text, Done; raises ChatError instead of Done. Leaving early cancels the reply.
+        """Started, any number of Queued, Progress and Text, then Done; raises ChatError instead. Leaving early cancels the reply.
 
         With `idle_s`, an Idle comes whenever nothing else has for as long.
         """
@@ -108,6 +116,9 @@ class Reply:
                     text = "".join(self.content[self._read :])
                     self._read = len(self.content)
                     yield Text(text)
+                elif self._progress is not None:
+                    progress, self._progress = self._progress, None
+                    yield progress
                 elif isinstance(self._end, Done):
                     yield self._end
                     return
@@ -140,6 +151,12 @@ class Reply:
     def feed(self, text: str) -> None:
         """More text from the worker."""
         self.content.append(text)
+        self._progress = None
+        self._awake()
+
+    def progress(self, done: int, total: int) -> None:
+        """More of the prompt was read; whoever did not hear of the last time need not any more."""
+        self._progress = Progress(done, total)
         self._awake()
 
     def writing(self, generation: Generation | None) -> None:
@@ -152,6 +169,7 @@ class Reply:
     def end(self, end: Done | ChatError) -> None:
         """No more follows."""
         self._end = end
+        self._progress = None
         self._awake()
 
     def _awake(self) -> None:
@@ -280,7 +298,7 @@ class Chat:
         generation: Generation, turns: list[Turn], sampling: Sampling, reply: Reply
     ) -> Finished:
         """Lets the worker write; cancelling this task ends the reply in good order, with what was said until then."""
-        running = asyncio.create_task(generation.run(turns, sampling, reply.feed))
+        running = asyncio.create_task(generation.run(turns, sampling, reply.feed, reply.progress))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

@@ -41,6 +41,9 @@ START_TIMEOUT_S = 60.0
 #: The greeting waits this long to say whether the model could be loaded; a large one takes longer.
 GREETING_PATIENCE_S = 1.0
 
+#: What a gateway needs beyond `drain_s` to cancel, to store and to cut off, and its parent to see it.
+GATEWAY_STOP_S = 15.0
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -317,7 +320,7 @@ class _Launcher:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
-        self._gateway.stop(self._settings.appliance.gateway.drain_s + 15)
+        self._gateway.stop(self._settings.appliance.gateway.drain_s + GATEWAY_STOP_S)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 

@@ -39,7 +39,11 @@ class LeasedGeneration:
         self.usage = Usage()
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
         """Writes the reply. A worker that dies before its first word is replaced; nobody has heard of it."""
         request = Generate(
@@ -53,7 +57,7 @@ class LeasedGeneration:
             on_text(text)
 
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            writing = asyncio.ensure_future(self._worker.generate(request, tell))
+            writing = asyncio.ensure_future(self._worker.generate(request, tell, on_progress))
             if self._cancelled:
                 await asyncio.sleep(0)  # let it send the request before the cancel
                 self._worker.cancel(self._request_id)
@@ -125,6 +129,10 @@ class LeasedGenerator:
     async def status(self) -> Status:
         """What the supervisor knows."""
         return await self._supervisor.status()
+
+    async def recent_status(self) -> Status:
+        """What the supervisor knew a second ago, at the most."""
+        return await self._supervisor.recent_status()
 
     async def close(self) -> None:
         for worker in self._workers.values():

@@ -20,6 +20,7 @@ from appliance.wire.messages import (
     LeaseQueued,
     LeaseRequest,
     LeaseSettled,
+    Progress,
     Status,
     StatusRequest,
     Tokens,
@@ -33,6 +34,8 @@ WORKER_LOST = "worker_lost"
 
 #: Codes of the supervisor's for what no worker has.
 NOT_SERVED = frozenset({"unknown_model", "unknown_adapter"})
+#: How old a status may be that is good enough for whoever asks how the appliance is.
+RECENT_S = 1.0
 
 #: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
 RECONNECT_S = 0.1
@@ -52,15 +55,18 @@ class SupervisorLink:
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
         self._on_queued: dict[str, Callable[[int], None]] = {}
         self._statuses: list[asyncio.Future[Status]] = []
+        self._recent: asyncio.Task[Status] | None = None
+        self._recent_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="supervisor link")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._recent) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def connected(self) -> bool:
@@ -122,6 +128,21 @@ class SupervisorLink:
                 return await answer
         except TimeoutError:
             raise _stuck() from None
+        finally:
+            if answer in self._statuses:
+                self._statuses.remove(answer)
+
+    async def recent_status(self) -> Status:
+        """As `status`, but up to RECENT_S old: however many ask, the supervisor is asked once."""
+        now = asyncio.get_running_loop().time()
+        task = self._recent
+        if task is None or (
+            task.done() and (now - self._recent_at > RECENT_S or task.exception() is not None)
+        ):
+            task = self._recent = asyncio.create_task(self.status(), name="recent status")
+            task.add_done_callback(_retrieve)
+            self._recent_at = now
+        return await asyncio.shield(task)
 
     async def _reach(self) -> Connection[Any]:
         try:
@@ -161,6 +182,8 @@ class SupervisorLink:
                     if not waiting.done():
                         waiting.set_exception(gone)
                 self._statuses.clear()
+                if self._recent is not None and self._recent.done():
+                    self._recent = None
 
     def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
         match message:
@@ -185,10 +208,10 @@ class SupervisorLink:
 
 
 class _Stream:
-    """One reply: where its text goes and how it ended."""
+    """One reply: where its text and its progress go and how it ended."""
 
-    def __init__(self, on_text: Callable[[str], None]) -> None:
-        self.on_text = on_text
+    def __init__(self, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]) -> None:
+        self.on_text, self.on_progress = on_text, on_progress
         self.end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
 
@@ -205,11 +228,13 @@ class WorkerLink:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def generate(self, request: Generate, on_text: Callable[[str], None]) -> Finished:
+    async def generate(
+        self, request: Generate, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]
+    ) -> Finished:
         """One reply. GenerationFailed when the worker dies or its engine gives up."""
         if not self.alive:
             raise _lost(self._name)
-        stream = self._streams[request.request_id] = _Stream(on_text)
+        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
         try:
             try:
                 self._connection.post(request)
@@ -239,13 +264,17 @@ class WorkerLink:
                 if not stream.end.done():
                     stream.end.set_exception(_lost(self._name))
 
-    def _take(self, message: Tokens | Finished | Failure) -> None:
+    def _take(self, message: Tokens | Progress | Finished | Failure) -> None:
         match message:
             case Tokens(items=items):
                 for request_id, text in items:
                     stream = self._streams.get(request_id)
                     if stream is not None:
                         stream.on_text(text)
+            case Progress(request_id=request_id, done=done, total=total):
+                stream = self._streams.get(request_id)
+                if stream is not None:
+                    stream.on_progress(done, total)
             case Finished(request_id=request_id):
                 stream = self._streams.get(request_id)
                 if stream is not None and not stream.end.done():
@@ -260,6 +289,12 @@ class WorkerLink:
 
 def _refused(text: str, code: str) -> ChatError:
     return NotServed(text, code) if code in NOT_SERVED else Unavailable(text, code)
+
+
+def _retrieve(task: asyncio.Task[Status]) -> None:
+    """Looks at how it ended: those who asked may all have gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _stuck() -> Unavailable:

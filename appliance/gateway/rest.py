@@ -35,6 +35,11 @@ KEEPALIVE_S = 15.0
 HEALTH_TIMEOUT_S = 2.0
 
 
+#: Messages of a page of history, and the most that one answer holds.
+HISTORY_DEFAULT = 200
+HISTORY_LIMIT = 1000
+
+
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A whole reply."""
 
@@ -47,8 +52,9 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message of a conversation; `created_at` in milliseconds since 1970, UTC."""
+    """One message of a conversation; `position` counts from 0, `created_at` in milliseconds since 1970, UTC."""
 
+    position: int
     role: str
     content: str
     created_at: int
@@ -57,11 +63,12 @@ class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation, oldest message first."""
+    """A conversation, or its newest part, oldest message first. `earlier`: there are older ones, `before` the first one here."""
 
     session_id: str
     persona_id: str
     messages: list[HistoryMessage]
+    earlier: bool
 
 
 class PersonaInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +180,8 @@ async def chat_stream(
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
-    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`."""
+    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`. While a
+    long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
         question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
@@ -202,27 +210,43 @@ async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
 SessionId = Annotated[str, Parameter(min_length=1, max_length=64, description="as a chat answered it")]
 
 
+Limit = Annotated[int, Parameter(ge=1, le=HISTORY_LIMIT, description="how many messages at most")]
+Before = Annotated[
+    int | None,
+    Parameter(
+        ge=0, le=2**53, description="only messages before this position: of the oldest one that you have"
+    ),
+]
+
+
 @get("/api/v1/chat/history/{session_id:str}", summary="Read a conversation", tags=["chat"])
 async def history(
-    request: CallerRequest, session_id: SessionId, conversations: NamedDependency[ConversationStore]
+    request: CallerRequest,
+    session_id: SessionId,
+    conversations: NamedDependency[ConversationStore],
+    limit: Limit = HISTORY_DEFAULT,
+    before: Before = None,
 ) -> History:
-    """All messages of a session, oldest first."""
+    """The newest messages of a session, oldest first; `before` reads on backwards, page by page."""
     session = await conversations.find(session_id)
     if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
         raise NotFoundException(f"no session {session_id!r}")
+    messages = await conversations.history(session_id, limit, before)
     return History(
         session_id=session.id,
         persona_id=session.persona_id,
         messages=[
             HistoryMessage(
+                position=message.position,
                 role=message.role,
                 content=message.content,
                 created_at=message.created_at,
                 request_id=message.request_id,
                 finish_reason=message.finish_reason,
             )
-            for message in await conversations.history(session_id)
+            for message in messages
         ],
+        earlier=bool(messages) and messages[0].position > 0,
     )
 
 
@@ -274,7 +298,7 @@ async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health
         if not generator.connected:
             raise Unavailable("the supervisor is not running")
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            status: Status = await generator.status()
+            status: Status = await generator.recent_status()
     except TimeoutError:
         detail = "the supervisor does not answer"
         return Response(Health(status="down", version=__version__, detail=detail), status_code=503)

@@ -332,6 +332,14 @@ class Tokens(Message, frozen=True, kw_only=True):
     items: list[tuple[str, str]]
 
 
+class Progress(Message, frozen=True, kw_only=True):
+    """How much of a long prompt has been read: `done` of `total` tokens. Not more often than four times a second."""
+
+    request_id: Id
+    done: Annotated[int, Meta(ge=0)]
+    total: Annotated[int, Meta(ge=0)]
+
+
 class FinishReason(StrEnum):
     """Why a reply ended."""
 
@@ -375,7 +383,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     threads: int
     context_tokens: int
-    batch_tokens: int
+    batch_tokens: int  # 0: measured
     cache_mib: int
 
 
@@ -400,15 +408,16 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot.
-
-    `adapters` are the names of those that were loaded with the model.
-    """
+    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
+    a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
+    with the model."""
 
     context_tokens: int
     load_s: float
     engine: EngineBuild | None = None
     adapters: list[str] = []
+    batch_tokens: int = 0
+    step_s: float = 0.0
 
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
@@ -453,7 +462,7 @@ FromSupervisor = (
     | ModelLoaded
 )
 ToWorker = Hello | Generate | Cancel
-FromWorker = Hello | Failure | Tokens | Finished
+FromWorker = Hello | Failure | Tokens | Progress | Finished
 ToForkserver = Spawn
 FromForkserver = Hello | Spawned | Exited
 FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed

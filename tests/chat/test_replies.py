@@ -95,14 +95,20 @@ class Hand:
         self.turns: list[Turn] = []
         self.sampling: Sampling | None = None
         self.on_text: Callable[[str], None] | None = None
+        self.on_progress: Callable[[int, int], None] | None = None
         self.running = asyncio.Event()
         self.cancels = 0
         self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
         self.turns, self.sampling, self.on_text = list(turns), sampling, on_text
+        self.on_progress = on_progress
         self.running.set()
         return await self._end
 

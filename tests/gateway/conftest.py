@@ -16,12 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+import uvicorn
 from litestar.exceptions import LitestarDeprecationWarning
 
 from appliance.config.appliance import Appliance, Gateway
 from appliance.gateway.__main__ import prepare
 from appliance.gateway.links import SupervisorLink
-from appliance.gateway.server import serve
+from appliance.gateway.server import make_server
 from appliance.identity.keys import ApiKeys
 from appliance.identity.roles import Role
 from appliance.paths import Paths
@@ -40,6 +41,7 @@ from appliance.wire.messages import (
     LeaseSettled,
     Message,
     ModelStatus,
+    Progress,
     Status,
     StatusRequest,
     Tokens,
@@ -52,6 +54,7 @@ from appliance.wire.messages import (
 PATIENCE_S = 0.5
 
 MESSAGE_LIMIT_CHARS = 500
+CONNECTIONS_LIMIT = 48
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Script:
     pieces: Sequence[str] = ("Hello", " there", ".")
     gate: asyncio.Event | None = None
     end: FinishReason | Failure | None = FinishReason.STOP
+    progress: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -76,6 +80,7 @@ class FakeAppliance:
         None  # the place that is told before a lease, and until when it is kept
     )
     socket: str = ""
+    status_requests: int = 0
     requests: list[LeaseRequest] = field(default_factory=list)
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
     generates: dict[str, Generate] = field(default_factory=dict)
@@ -142,6 +147,7 @@ class FakeAppliance:
             while True:
                 match await peer.receive():
                     case StatusRequest():
+                        self.status_requests += 1
                         if not self.mute:
                             peer.post(self.status())
                     case LeaseRequest(request_id=request_id) as request:
@@ -201,6 +207,8 @@ class FakeAppliance:
         script = self.scripts.get(request.turns[-1].content, Script())
         key = request.request_id
         usage = Usage(prompt_tokens=len(request.turns), completion_tokens=len(script.pieces))
+        for done, total in script.progress:
+            peer.post(Progress(request_id=key, done=done, total=total))
         for number, piece in enumerate(script.pieces):
             if number == 1 and script.gate is not None:
                 waits = [asyncio.ensure_future(each.wait()) for each in (script.gate, stop)]
@@ -253,6 +261,7 @@ class Served:
     paths: Paths
     fake: FakeAppliance
     client: httpx.AsyncClient
+    server: uvicorn.Server
 
     @staticmethod
     def script(
@@ -260,8 +269,9 @@ class Served:
         pieces: Sequence[str] = ("Hello", " there", "."),
         gate: asyncio.Event | None = None,
         end: FinishReason | Failure | None = FinishReason.STOP,
+        progress: Sequence[tuple[int, int]] = (),
     ) -> Script:
-        return Script(pieces, gate, end)
+        return Script(pieces, gate, end, progress)
 
     async def connected(self) -> None:
         """Waits until the gateway has found its supervisor."""
@@ -283,7 +293,8 @@ async def served() -> AsyncIterator[Served]:
     await fake.start()
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    settings = Appliance(gateway=Gateway(drain_s=1, message_limit_chars=MESSAGE_LIMIT_CHARS))
+    gateway = Gateway(drain_s=1, message_limit_chars=MESSAGE_LIMIT_CHARS, connections_limit=CONNECTIONS_LIMIT)
+    settings = Appliance(gateway=gateway)
     # The protocol is named as in a socket made from a descriptor: without it asyncio leaves Nagle's delay of 40 ms on.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with pytest.MonkeyPatch.context() as patch, bound as listener:
@@ -296,13 +307,14 @@ async def served() -> AsyncIterator[Served]:
         with warnings.catch_warnings():
             # A test of its own shows that the application asks for what the framework will no longer do.
             warnings.simplefilter("ignore", LitestarDeprecationWarning)
-            serving = asyncio.create_task(serve(paths, settings, [listener], ready.set))
+            server = make_server(paths, settings, [listener], ready.set)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert ready.is_set(), "the gateway does not start"
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20) as client:
-            found = Served(url, key, user_key, paths, fake, client)
+            found = Served(url, key, user_key, paths, fake, client, server)
             await found.connected()
             yield found
         os.kill(os.getpid(), signal.SIGTERM)

@@ -118,6 +118,30 @@ async def test_the_reply_as_one_token(served: Served) -> None:
     assert (tokens, end["type"]) == (["abc"], "done")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_progress_of_a_long_prompt(served: Served, *, stream: bool) -> None:
+    gate = asyncio.Event()
+    message = f"long {stream}"
+    served.fake.scripts[message] = served.script(pieces=["", "end"], gate=gate, progress=[(128, 300)])
+    async with talking(served) as talk:
+        key = await talk.chat(message, stream=stream)
+        progress = await talk.receive()
+        gate.set()
+        assert await talk.rest(key) == (
+            ["end"],
+            {
+                "type": "done",
+                "payload": {
+                    "request_id": key,
+                    "usage": {**USAGE, "completion_tokens": 2},
+                    "finish_reason": "stop",
+                },
+            },
+        )
+    data = {"request_id": key, "done": 128, "total": 300}
+    assert progress == {"type": "system", "payload": {"event": "progress", "data": data}}
+
+
 async def test_cancel(served: Served) -> None:
     served.fake.scripts["long story"] = served.script(pieces=["Once", " upon"], gate=asyncio.Event())
     async with talking(served) as talk:

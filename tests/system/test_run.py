@@ -454,7 +454,7 @@ def test_two_at_the_same_moment(state: Path) -> None:
 
 def test_a_bad_configuration(state: Path) -> None:
     """A line a problem: file, line, key, what is wrong."""
-    configure(state, '[gateway]\nprocesses = 0\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
+    configure(state, '[gateway]\nprocesses = 65\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
     lines = lines_of(run("--state", state, "--port", "0"), 78)
     assert len(lines) == 3, lines
     file = state / "etc/appliance.toml"
