@@ -9,7 +9,7 @@ STATE ?= .state
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench test-long lock model clean
+.PHONY: help run test check format bench test-long install uninstall lock native wheel model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,16 +45,32 @@ test-long:  ## the long versions of the tests
 	@./scripts/install test
 	@$(BIN)/python -m pytest -m system --long
 
+install:  ## make it a system service (root), or fill the tree below DESTDIR=
+	@DESTDIR="$(abspath $(DESTDIR))" ./scripts/install system
+
+uninstall:  ## take the system service away again; configuration, database and models stay
+	@DESTDIR="$(abspath $(DESTDIR))" ./scripts/uninstall
+
 lock:  ## choose the newest Python packages that pyproject.toml allows, with their hashes
 	@./scripts/install check
 	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
 	    --no-emit-find-links --no-header --extra dev --output-file requirements.lock pyproject.toml
+	@$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-header \
+	    --constraint requirements.lock --output-file requirements-system.lock pyproject.toml
 	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
 	    --no-emit-find-links --no-header --output-file requirements-training.lock requirements-training.in
+
+native:  ## build the text engine for this machine's CPU (once; some minutes, up to twice as fast)
+	@./scripts/install native
+	@./scripts/native build
+
+wheel:  ## put the portable text engine back
+	@./scripts/install run
+	@./scripts/native undo
 
 model:  ## train the chat model anew (2 cores, under 90 minutes; goes on where it was stopped)
 	@./scripts/install training
 	@./scripts/make-chat-model
 
 clean:  ## remove what was installed here; leaves the state alone
-	rm -rf $(VENV) .venv-training .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-training .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

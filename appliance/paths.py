@@ -44,8 +44,13 @@ class Paths:
         return self.etc / "network.yaml"
 
     @property
+    def supervisor(self) -> Path:
+        """The supervisor's own folder: under systemd each process has one, and none can write into another's."""
+        return self.run / "supervisor"
+
+    @property
     def control_socket(self) -> Path:
-        return self.run / "control.sock"
+        return self.supervisor / "control.sock"
 
     @property
     def workers(self) -> Path:
@@ -54,7 +59,7 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        return self.state / "lock"
+        return self.supervisor / "lock"
 
     @property
     def launcher_lock(self) -> Path:
@@ -85,8 +90,8 @@ class Paths:
 
     @property
     def model_choice(self) -> Path:
-        """Which model `coral-reef model load` chose last; none when appliance.toml decides."""
-        return self.state / "model.json"
+        """Which model `coral-reef model load` chose last; none when appliance.toml decides. The folder is the supervisor's."""
+        return self.state / "supervisor/model.json"
 
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""

@@ -15,7 +15,7 @@ def test_the_appliances_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths == Paths.system()
     assert str(paths.appliance_toml) == "/etc/coral-reef/appliance.toml"
     assert str(paths.database) == "/var/lib/coral-reef/coral-reef.db"
-    assert str(paths.control_socket) == "/run/coral-reef/control.sock"
+    assert str(paths.control_socket) == "/run/coral-reef/supervisor/control.sock"
     assert paths.sockets_fit()
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import pytest
+
+import appliance
 
 CHILD = (
     "import time; from appliance.process import die_with_parent; die_with_parent({parent});"
@@ -46,3 +52,36 @@ def test_a_parent_that_is_gone_already() -> None:
     code = CHILD.format(parent=os.getpid() + 100_000)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
+def test_no_capability_is_left() -> None:
+    code = (
+        "from appliance.process import drop_capabilities; drop_capabilities()\n"
+        "print([line.split()[1] for line in open('/proc/self/status') if line[:6] in "
+        "('CapInh', 'CapPrm', 'CapEff', 'CapAmb')])"
+    )
+    ambient = "+setuid,+setgid,+kill"
+    become = [
+        "setpriv",
+        "--reuid=65534",
+        f"--inh-caps={ambient}",
+        f"--ambient-caps={ambient}",
+        "--clear-groups",
+    ]
+    folder = str(Path(appliance.__file__).parents[1])
+    # What runs as another user reads neither our folders nor a virtual environment in them.
+    with tempfile.TemporaryDirectory(dir="/tmp") as readable:
+        Path(readable).chmod(0o755)
+        shutil.copytree(
+            Path(folder) / "appliance", Path(readable) / "appliance", ignore=lambda *_: ["models", "making"]
+        )
+        done = subprocess.run(
+            [*become, "/usr/bin/python3", "-c", code],
+            env={"PYTHONPATH": readable, "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.strip() == str(["0" * 16] * 4)

@@ -88,9 +88,8 @@ async def _load(paths: Paths, name: str, say: Callable[[str], None]) -> ModelLoa
                         say(f"loading {name} ({size(size_bytes)}) on {worker}")
                     case ModelLoaded() as loaded:
                         return loaded
-                    case Failure(message=message, code=code):
-                        corrupt = code in ("model_corrupt", "gguf_broken", "model_refused")
-                        raise Failed(message, ExitStatus.BAD_MODEL if corrupt else ExitStatus.FAILED)
+                    case Failure(message=message):
+                        raise Failed(message)
     finally:
         await connection.close()
 

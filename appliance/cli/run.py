@@ -24,6 +24,7 @@ from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
 from appliance.telemetry.log_file import Copier, LogFile
 
+from .ask import ask_status
 from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
 
@@ -36,6 +37,9 @@ FAILURES_LIMIT = 5
 
 #: What a first start may take on a slow machine before something is wrong.
 START_TIMEOUT_S = 60.0
+
+#: The greeting waits this long to say whether the model could be loaded; a large one takes longer.
+GREETING_PATIENCE_S = 1.0
 
 
 def add_parser(commands: Any) -> None:
@@ -103,7 +107,7 @@ def _copied_log(paths: Paths) -> Iterator[int]:
 
 def _make_folders(paths: Paths) -> None:
     try:
-        for folder in (paths.state, paths.etc, paths.run):
+        for folder in (paths.state, paths.etc, paths.run, paths.supervisor):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=paths.run).close()
     except OSError as error:
@@ -232,11 +236,11 @@ class _Launcher:
             "CORAL_REEF_LAUNCHER": str(os.getpid()),
         }
         self._supervisor = _Part("supervisor", ["appliance.supervisor"])
-        gateway = ["appliance.gateway", "--fd", str(listener.fileno())]
-        self._gateways = [
-            _Part(f"gateway {number + 1}", gateway, descriptors=(listener.fileno(),))
-            for number in range(settings.appliance.gateway.processes)
-        ]
+        self._gateway = _Part(
+            "gateway",
+            ["appliance.gateway", "--fd", str(listener.fileno())],
+            descriptors=(listener.fileno(),),
+        )
         self._stopping = False
 
     def run(self) -> int:
@@ -253,7 +257,7 @@ class _Launcher:
             write_atomically(
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
-            if self._start_gateways(wake_read):
+            if self._start_gateway(wake_read):
                 self._greet(url, time.monotonic() - began)
             return self._watch(wake_read)
         finally:
@@ -264,12 +268,11 @@ class _Launcher:
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
 
-    def _start_gateways(self, wake: int) -> bool:
-        """Starts them and waits until the first serves; False when it was told to stop, or a part ended, before."""
+    def _start_gateway(self, wake: int) -> bool:
+        """Starts it and waits until it serves; False when it was told to stop, or a part ended, before."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            for number, part in enumerate(self._gateways):
-                part.start(self._environment, self._log_pipe, ready=ready_write if number == 0 else None)
+            self._gateway.start(self._environment, self._log_pipe, ready=ready_write)
             os.close(ready_write)
             ready_write = -1
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -289,7 +292,7 @@ class _Launcher:
 
     def _watch(self, wake: int) -> int:
         """Starts again what ends by itself, until told to stop or until one part keeps failing."""
-        parts = [self._supervisor, *self._gateways]
+        parts = [self._supervisor, self._gateway]
         while not self._stopping:
             for part in parts:
                 status = part.ended()
@@ -310,16 +313,11 @@ class _Launcher:
         return ExitStatus.OK
 
     def _end(self) -> None:
-        """Gateways first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
+        """The gateway first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if any(part.process is not None for part in self._gateways):
+        if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
-        drain_s = self._settings.appliance.gateway.drain_s
-        for part in self._gateways:
-            if part.process is not None:
-                part.process.terminate()
-        for part in self._gateways:
-            part.stop(drain_s + 5)
+        self._gateway.stop(self._settings.appliance.gateway.drain_s + 15)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 
@@ -334,8 +332,26 @@ class _Launcher:
             f"  chat      {command} chat{option}        (in another terminal)",
             f"  API       {url}/docs   key: {_shortest(self._paths.admin_key)}",
             "  stop      Ctrl-C",
+            *self._model_trouble(),
         )
         print("\n" + "\n".join(lines) + "\n", flush=True)
+
+    def _model_trouble(self) -> list[str]:
+        """What the owner should know when nobody would answer a chat now."""
+        deadline = time.monotonic() + GREETING_PATIENCE_S
+        while True:
+            try:
+                status = ask_status(self._paths)
+            except Failed as error:
+                return [f"  problem   {error}"]
+            reason = "; ".join(worker.detail for worker in status.workers if worker.detail)
+            if status.ready:
+                return []
+            if reason:
+                return [f"  problem   no replies: {reason}"]
+            if self._stopping or time.monotonic() > deadline:
+                return [f"  wait      the model {status.model} is being loaded"]
+            time.sleep(0.05)
 
 
 def _on_path() -> bool:

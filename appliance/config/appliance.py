@@ -18,7 +18,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Gateway(Section, frozen=True):
     """The HTTP server; where it listens stands in `network.yaml`, under `api`."""
 
-    processes: Annotated[int, Meta(ge=1, le=64, description="Processes that share the port.")] = 1
+    processes: Annotated[
+        int, Meta(ge=0, le=64, description="Processes that share the port; 0: one a core.")
+    ] = 0
     message_limit_chars: Annotated[int, Meta(ge=1, le=100_000, description="Longest chat message.")] = 8000
     body_limit_bytes: Annotated[int, Meta(ge=1024, le=1_048_576, description="Largest request body.")] = (
         65_536

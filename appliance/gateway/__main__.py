@@ -1,71 +1,145 @@
-"""`python -m appliance.gateway --fd N`: a gateway process on a bound socket."""
+"""`python -m appliance.gateway`: the gateway's processes on one listening socket, systemd's (sd_listen_fds(3)) or `--fd`'s."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 
 from setproctitle import setproctitle
+from systemd import daemon
 
 from appliance.config.errors import ConfigError
-from appliance.config.load import load
+from appliance.config.load import Settings, load
 from appliance.identity.admin_key import ensure_admin_key
 from appliance.identity.errors import IdentityError
 from appliance.paths import Paths
-from appliance.process import die_with_parent
+from appliance.process import die_with_parent, watchdog_period_s
 from appliance.storage.database import Database
 from appliance.storage.errors import StorageError
 from appliance.telemetry.log import set_up_logging
+
+from .processes import BEAT_S, Plan, Processes
 
 log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Runs a gateway for `Paths.from_environment()`. Exit status: 0 stopped, 74 database, 78 bad configuration."""
+    """Runs the gateway for `Paths.from_environment()`.
+
+    Exit status: 0 stopped, 64 no socket, 74 database, 78 bad configuration, otherwise that of a process which kept failing.
+    """
     launcher = os.environ.pop("CORAL_REEF_LAUNCHER", "")
     if launcher:
         die_with_parent(int(launcher))
     parser = argparse.ArgumentParser(
         prog="coral-reef-gateway", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--fd", type=int, required=True, help="descriptor of a listening socket")
+    parser.add_argument(
+        "--fd", type=int, help="descriptor of a listening socket (default: what systemd passes)"
+    )
     parser.add_argument("--ready-fd", type=int, help="descriptor to write a byte to when requests are served")
     arguments = parser.parse_args()
-    setproctitle("coral-reef: gateway")
+    setproctitle("coral-reef: parent of gateways")
     set_up_logging("gateway")
+    descriptors = daemon.listen_fds() if arguments.fd is None else [arguments.fd]
+    if not descriptors:
+        log.error("there is no socket to listen on: start coral-reef-gateway.socket, or name one with --fd")
+        return os.EX_USAGE
+    listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     paths = Paths.from_environment()
-    try:
-        settings = load(paths)
-    except ConfigError as error:
-        for problem in error.problems:
-            log.error("%s", problem)
+    settings = _load(paths)
+    if settings is None:
         return os.EX_CONFIG
+    if arguments.fd is None:
+        _compare(settings, listeners)
     try:
         prepare(paths)
     except (StorageError, IdentityError) as error:
         log.error("%s", error)
         return os.EX_IOERR
-    listener = socket.socket(fileno=arguments.fd)
 
-    def ready() -> None:
+    def replan() -> Plan | None:
+        later = _load(paths)
+        return None if later is None else _plan(paths, later, listeners)
+
+    def serving() -> None:
         if arguments.ready_fd is not None:
             os.write(arguments.ready_fd, b"1")
             os.close(arguments.ready_fd)
 
+    status = Processes(
+        _plan(paths, settings, listeners),
+        replan=replan,
+        tell=daemon.notify,
+        serving=serving,
+        watchdog_s=watchdog_period_s(),
+    ).run()
+    log.info("stopped")
+    return status
+
+
+def _load(paths: Paths) -> Settings | None:
+    """The owner's settings; None, and every problem in the log, when they have errors."""
+    try:
+        return load(paths)
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        return None
+
+
+def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) -> Plan:
     import uvloop
 
     from .server import serve
 
-    uvloop.run(serve(paths, settings.appliance, listener, ready))
-    log.info("stopped")
-    return 0
+    gateway = settings.appliance.gateway
+
+    def run(beat: Callable[[], None]) -> int:
+        # Readiness and watchdog are the parent's business.
+        os.environ.pop("NOTIFY_SOCKET", None)
+
+        async def beating() -> None:
+            while True:
+                beat()
+                await asyncio.sleep(BEAT_S)
+
+        async def life() -> None:
+            tasks: list[asyncio.Task[None]] = []
+
+            def ready() -> None:
+                tasks.append(asyncio.create_task(beating(), name="beat"))
+
+            await serve(paths, settings.appliance, listeners, ready)
+            for task in tasks:
+                task.cancel()
+
+        uvloop.run(life())
+        return 0
+
+    return Plan(gateway.processes or len(os.sched_getaffinity(0)), run, gateway.drain_s)
+
+
+def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
+    """systemd holds the sockets; tells the owner when network.yaml says otherwise."""
+    ports = {each.getsockname()[1] for each in listeners if each.family != socket.AF_UNIX}
+    port = settings.network.api.port
+    if ports and port not in ports:
+        log.warning(
+            "network.yaml says api.port: %d, coral-reef-gateway.socket listens on %s; "
+            "change it with `systemctl edit coral-reef-gateway.socket`",
+            port,
+            ", ".join(map(str, sorted(ports))),
+        )
 
 
 def prepare(paths: Paths) -> None:
-    """The database at its newest revision and, on the first start, the first key. Any number of processes may try at once."""
+    """The database at its newest revision and, on the first start, the first key. Any number of gateways may try at once."""
     paths.state.mkdir(mode=0o750, parents=True, exist_ok=True)
     with Database.open(paths) as database:
         if database.upgrade():

@@ -228,7 +228,10 @@ class WorkerLink:
             while True:
                 self._take(await self._connection.receive())
         except (Disconnected, FrameError) as error:
-            log.warning("lost worker %s: %s", self._name, error)
+            # One that was replaced or restarted in good order has no stream of ours any more.
+            log.log(
+                logging.WARNING if self._streams else logging.INFO, "lost worker %s: %s", self._name, error
+            )
         finally:
             self.alive = False
             self._connection.abort()

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -96,7 +96,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    paths: Paths, appliance: Appliance, listener: socket.socket, ready: Callable[[], None]
+    paths: Paths, appliance: Appliance, listeners: Sequence[socket.socket], ready: Callable[[], None]
 ) -> None:
     """Serves until SIGTERM, calling `ready` when it does; then lets replies end, for at most `gateway.drain_s`."""
     app = create_app(paths, appliance)
@@ -116,4 +116,4 @@ async def serve(
         server_header=False,
         date_header=True,
     )
-    await _Server(config, ready, app, drain_s).serve(sockets=[listener])
+    await _Server(config, ready, app, drain_s).serve(sockets=list(listeners))

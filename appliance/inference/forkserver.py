@@ -19,7 +19,7 @@ from types import FrameType
 
 from setproctitle import setproctitle
 
-from appliance.process import die_with_parent
+from appliance.process import die_with_parent, drop_capabilities
 from appliance.wire.frames import Decoder, encode
 from appliance.wire.messages import (
     Exited,
@@ -108,6 +108,9 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    # The supervisor started us as the workers' user; what it needed for that is nobody's from here on.
+    if os.geteuid() != 0:
+        drop_capabilities()
     die_with_parent(parent)
     setproctitle("coral-reef: forkserver")
     from . import preload  # noqa: F401

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import time
@@ -209,8 +210,6 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     os.setpgid(0, 0)
     setproctitle(f"coral-reef: worker {spec.name}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Neither the watchdog nor the readiness of the service is a worker's business.
-    os.environ.pop("NOTIFY_SOCKET", None)
     set_up_logging(f"worker {spec.name}")
     began = time.monotonic()
     try:
@@ -250,9 +249,13 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
         size_bytes=spec.model_size_bytes,
     )
     models.verify(models.Model(entry=entry, path=path, shipped=False))
+    # Ours and empty: an engine does not load over a socket that a predecessor left.
+    folder = Path(spec.folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
     engine = TextEngine(
         path,
-        Path(spec.folder),
+        folder,
         slots=spec.slots,
         threads=spec.threads,
         context_tokens=spec.context_tokens,

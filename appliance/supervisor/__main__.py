@@ -37,7 +37,7 @@ def main() -> int:
         return os.EX_CONFIG
     for warning in settings.warnings:
         log.warning("%s", warning)
-    for folder in (paths.state, paths.run, paths.workers):
+    for folder in (paths.state, paths.run, paths.supervisor, paths.workers):
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     try:
         with StateLock(paths.lock):

@@ -20,6 +20,24 @@ from .errors import ForkserverFailed
 
 log = logging.getLogger(__name__)
 
+#: Names the user, and the group, that workers run as; without it they run as the supervisor does.
+WORKER_USER = "CORAL_REEF_WORKER_USER"
+
+#: What systemd tells the supervisor alone: where to report to, what it inherits, where its secrets lie.
+SUPERVISORS_OWN = frozenset(
+    {
+        "CREDENTIALS_DIRECTORY",
+        "DBUS_SESSION_BUS_ADDRESS",
+        "DBUS_SYSTEM_BUS_ADDRESS",
+        "LISTEN_FDNAMES",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    }
+)
+
 #: Importing the engines takes a third of a second on an idle core; a minute means that something is wrong.
 START_TIMEOUT_S = 60.0
 
@@ -141,5 +159,14 @@ def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             str(theirs.fileno()),
             str(os.getpid()),
         ]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        user = os.environ.get(WORKER_USER) or None
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name not in SUPERVISORS_OWN},
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+        )
     return ours, process

@@ -9,6 +9,11 @@ from collections.abc import Callable
 
 from sdnotify import SystemdNotifier
 
+from appliance.process import watchdog_period_s
+
+#: How much more time a stop asks for, and asks again long before it is over: enough for workers to end after the replies have.
+EXTENSION_S = 20.0
+
 
 class Notify:
     """Says READY, STATUS, STOPPING and WATCHDOG; silent without a NOTIFY_SOCKET."""
@@ -39,16 +44,12 @@ class Notify:
     def stopping(self, status: str) -> None:
         self._tell(f"STOPPING=1\nSTATUS={status}")
 
+    def extend_timeout(self, seconds: float) -> None:
+        """Not to be killed for taking longer than the unit allows, as long as this is said again within `seconds`."""
+        self._tell(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def watchdog(self) -> None:
         self._tell("WATCHDOG=1")
-
-
-def watchdog_period_s() -> float | None:
-    """Half of what systemd wants to hear from us, None when it does not: sd_watchdog_enabled(3)."""
-    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
-        return None
-    return int(usec) / 2_000_000
 
 
 async def feed_watchdog(notify: Notify, alive: Callable[[], bool]) -> None:
@@ -57,3 +58,10 @@ async def feed_watchdog(notify: Notify, alive: Callable[[], bool]) -> None:
     while period_s is not None and alive():
         notify.watchdog()
         await asyncio.sleep(period_s)
+
+
+async def extend_timeout(notify: Notify) -> None:
+    """Asks for more time until it is cancelled; a loop that hangs no longer asks, and is killed."""
+    while True:
+        notify.extend_timeout(EXTENSION_S)
+        await asyncio.sleep(EXTENSION_S / 4)

@@ -43,12 +43,16 @@ from .cgroups import Groups
 from .control import ControlSocket
 from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
 from .forkserver import Forkserver
-from .notify import Notify, feed_watchdog
+from .notify import Notify, extend_timeout, feed_watchdog
 from .repairs import Kind, Repairs
 from .text_model import TextModel
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
+
+
+#: `systemctl status` shows one line.
+SUMMARY_LIMIT_CHARS = 200
 
 
 class StateLock(FileLock):
@@ -256,7 +260,9 @@ class Supervisor:
         task = self._tasks.pop(worker)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        del self._keepers[worker]
+        model = self._keepers.pop(worker).spec.model
+        if not any(keeper.spec.model == model and keeper.failure_code for keeper in self._keepers.values()):
+            self._repairs.close(Kind.MODEL_UNUSABLE, model)
         self._control.granted(self._leases.worker_removed(worker))
         for kind in (Kind.WORKER_CRASH_LOOP, Kind.WORKER_MEMORY):
             self._repairs.close(kind, worker)
@@ -384,12 +390,16 @@ class Supervisor:
         return found
 
     def _summary(self) -> str:
-        ready = sum(keeper.state is WorkerState.READY for keeper in self._keepers.values())
-        workers = f"{ready} of {len(self._keepers)} workers ready"
-        if reason := self._why_none_is_ready():
-            return f"{workers}: {reason}"
-        repairs = len(self._repairs.all())
-        return f"{workers}, {repairs} repair{'s' * (repairs != 1)} waiting" if repairs else workers
+        """What `systemctl status` shows: which models are served, what is the matter with the workers, what waits."""
+        ready = [keeper for keeper in self._keepers.values() if keeper.state is WorkerState.READY]
+        served = ", ".join(sorted({keeper.spec.model for keeper in ready}))
+        parts = [f"{len(ready)} of {len(self._keepers)} workers ready" + (f" ({served})" if ready else "")]
+        for name, keeper in self._keepers.items():
+            if detail := keeper.status(0).detail:
+                parts.append(f"{name} {keeper.state}: {detail}")
+        if repairs := len(self._repairs.all()):
+            parts.append(f"{repairs} repair{'s' * (repairs != 1)} waiting")
+        return "; ".join(parts).replace("\n", " ")[:SUMMARY_LIMIT_CHARS]
 
     def _why_none_is_ready(self) -> str:
         """What the workers last said; empty when one is ready, or when none has failed."""
@@ -407,11 +417,14 @@ class Supervisor:
 
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""
+        extending = asyncio.create_task(extend_timeout(self._notify), name="extend timeout")
         try:
             async with asyncio.timeout(self._settings.appliance.supervisor.drain_s):
                 await self._control.idle()
         except TimeoutError:
             log.warning("%d replies did not end in time", self._leases.leases)
+        finally:
+            extending.cancel()
 
 
 def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:

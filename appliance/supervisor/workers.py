@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -241,7 +240,6 @@ class WorkerKeeper:
                 log.error("worker %s cannot start: %s", self.spec.name, error)
             self._enter(WorkerState.WAITING, str(error))
             return
-        self._fresh_folder()
         self._exited = loop.create_future()
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
@@ -266,12 +264,6 @@ class WorkerKeeper:
             if self._group is not None:
                 self._group.close()
                 self._group = None
-
-    def _fresh_folder(self) -> None:
-        """The worker's own folder, empty: an engine does not load over a socket that its predecessor left."""
-        folder = Path(self.spec.folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
 
     async def _watch(self, reports: asyncio.Queue[Message | None]) -> None:
         assert self._exited is not None

@@ -1,8 +1,14 @@
-"""One readable log: `12:00:01 gateway    what happened`. Every process writes to the standard error that it was given."""
+"""One readable log: `12:00:01 gateway    what happened`. Every process writes to the standard error that it was given.
+
+When that is the journal, each message goes there whole, with its priority and fields of its own instead: SYSLOG_IDENTIFIER is
+`coral-reef-PART`, CORAL_REEF_PART the part (supervisor, gateway, worker), CORAL_REEF_NAME which worker. What a call gives as
+`extra` becomes a field too.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import TextIO
@@ -29,11 +35,29 @@ _TALKATIVE = ("alembic", "uvicorn", "httpx", "httpcore")
 
 
 def set_up_logging(source: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Replaces the root logger's handlers by one that names `source` in each line, on `stream` or standard error."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Formatter(source))
+    """Replaces the root logger's handlers by one that names `source`, `PART` or `PART NAME`, with each message; on `stream`, or
+    where standard error goes."""
+    handler: logging.Handler
+    if stream is None and _stderr_is_the_journal():
+        from systemd.journal import JournalHandler
+
+        part, _, name = source.partition(" ")
+        fields = {"CORAL_REEF_PART": part} | ({"CORAL_REEF_NAME": name} if name else {})
+        handler = JournalHandler(SYSLOG_IDENTIFIER=f"coral-reef-{part}", **fields)
+    else:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(_Formatter(source))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _stderr_is_the_journal() -> bool:
+    """Whether nobody has redirected the stream that systemd gave: systemd.exec(5), $JOURNAL_STREAM."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"

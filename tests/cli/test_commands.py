@@ -56,6 +56,11 @@ def test_help_lists_the_commands_and_exit_statuses(capsys: pytest.CaptureFixture
         ["chat"],
         ["model"],
         ["model", "list"],
+        ["model", "show"],
+        ["model", "add"],
+        ["model", "remove"],
+        ["model", "load"],
+        ["model", "verify"],
         ["config"],
         ["config", "check"],
         ["completion"],
@@ -163,9 +168,9 @@ def test_the_appliances_own_files(nowhere: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_holds(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "--state", str(nowhere)]) == 0
-    assert "appliance.gateway.processes = 1\n" in capsys.readouterr().out
+    assert "appliance.gateway.processes = 0\n" in capsys.readouterr().out
     assert main(["config", "show", "--json", "--state", str(nowhere)]) == 0
-    assert json.loads(capsys.readouterr().out)["appliance"]["gateway"]["processes"] == 1
+    assert json.loads(capsys.readouterr().out)["appliance"]["gateway"]["processes"] == 0
 
 
 def test_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +196,8 @@ def test_nothing_runs(nowhere: Path, command: list[str], capsys: pytest.CaptureF
 
 
 def test_a_socket_that_a_dead_one_left(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (nowhere / "run").mkdir()
-    (nowhere / "run/control.sock").touch()
+    (nowhere / "run/supervisor").mkdir(parents=True)
+    (nowhere / "run/supervisor/control.sock").touch()
     assert main(["status", "--state", str(nowhere)]) == 69
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -11,7 +11,7 @@ from appliance.config.expand import Variables
 from appliance.config.load import check, load_network
 
 PORT = "an integer from 1 to 65535"
-PROCESSES = "an integer from 1 to 64"
+PROCESSES = "an integer from 0 to 64"
 ICE = "a URL like stun:stun.example.org:3478 or turns:turn.example.org:5349?transport=tcp"
 GATEWAY_KEYS = "processes, message_limit_chars, body_limit_bytes, drain_s"
 
@@ -37,7 +37,7 @@ def said(folder: Path, name: str, text: str) -> list[str]:
                 "nearest valid key: gateway"
             ),
         ),
-        ("gateway.processes = 0", f"1: gateway.processes: is 0, expected {PROCESSES}"),
+        ("gateway.processes = -1", f"1: gateway.processes: is -1, expected {PROCESSES}"),
         (
             f"gateway.processes = 0x{'f' * 20}",
             f"1: gateway.processes: is a huge number, expected {PROCESSES}",

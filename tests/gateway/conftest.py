@@ -87,7 +87,8 @@ class FakeAppliance:
     _gateways: set[Connection[Message]] = field(default_factory=set)
 
     async def start(self) -> None:
-        self.paths.workers.mkdir(parents=True, exist_ok=True)
+        for folder in (self.paths.workers, self.paths.supervisor):
+            folder.mkdir(parents=True, exist_ok=True)
         self.socket = str(self.paths.workers / "text-1.sock")
         self._worker = await asyncio.start_unix_server(self._worker_peer, self.socket)
         await self.start_supervisor()
@@ -295,7 +296,7 @@ async def served() -> AsyncIterator[Served]:
         with warnings.catch_warnings():
             # A test of its own shows that the application asks for what the framework will no longer do.
             warnings.simplefilter("ignore", LitestarDeprecationWarning)
-            serving = asyncio.create_task(serve(paths, settings, listener, ready.set))
+            serving = asyncio.create_task(serve(paths, settings, [listener], ready.set))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert ready.is_set(), "the gateway does not start"

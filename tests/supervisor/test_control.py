@@ -40,6 +40,7 @@ from appliance.wire.messages import (
     Message,
     ModelLoad,
     ModelLoaded,
+    ModelLoading,
     Reload,
     RepairFix,
     Status,
@@ -85,7 +86,14 @@ class SomeOrders:
         raise NotFixable("x" * 10_000)
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
-        raise ModelUnknown(f"no model is called {request.model!r}")
+        if request.model != "mine":
+            raise ModelUnknown(f"no model is called {request.model!r}")
+        tell(
+            ModelLoading(request_id=request.request_id, model="mine", worker="w", size_bytes=1, deadline_s=60)
+        )
+        return ModelLoaded(
+            request_id=request.request_id, model="mine", worker="w", context_tokens=512, draining=0
+        )
 
 
 ORDERS = SomeOrders()
@@ -98,6 +106,7 @@ class Served:
     path: Path
     control: ControlSocket
     table: LeaseTable
+    reasons: list[str]
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[Connection[Message]]:
@@ -116,17 +125,18 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     table = LeaseTable(queue_limit=queue_limit)
     table.worker_expected("w", model="m", adapters=["chef"])
+    reasons: list[str] = []
     control = ControlSocket(
         folder / "control.sock",
         table,
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
-        why_none_is_ready=lambda: "",
+        why_none_is_ready=lambda: "; ".join(reasons),
         queue_timeout_s=queue_timeout_s,
     )
     await control.start()
-    yield Served(folder / "control.sock", control, table)
+    yield Served(folder / "control.sock", control, table, reasons)
     await control.close()
     shutil.rmtree(folder)
 
@@ -209,6 +219,32 @@ async def test_waiting_has_an_end(impatient: Served) -> None:
             request_id="r1",
         )
         assert impatient.table.waiting == 0
+        await peer.send(StatusRequest())
+        assert await answer(peer) == STATUS
+
+
+async def test_waiting_while_no_model_can_be_loaded(impatient: Served) -> None:
+    impatient.reasons.append("the model mine: its file mine.gguf has 5 bytes")
+    async with impatient.peer() as peer:
+        await peer.send(want("r1"))
+        assert await answer(peer) == Failure(
+            code="unavailable",
+            message="no model is loaded: the model mine: its file mine.gguf has 5 bytes",
+            request_id="r1",
+        )
+
+
+async def test_loading_a_model(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(ModelLoad(request_id="r1", model="mine"))
+        assert isinstance(await answer(peer), ModelLoading)
+        loaded = await answer(peer)
+        assert isinstance(loaded, ModelLoaded)
+        assert (loaded.request_id, loaded.context_tokens) == ("r1", 512)
+        await peer.send(ModelLoad(request_id="r2", model="other"))
+        assert await answer(peer) == Failure(
+            code="model_unknown", message="no model is called 'other'", request_id="r2"
+        )
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
 

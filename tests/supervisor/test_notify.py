@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.supervisor.notify import Notify, feed_watchdog, watchdog_period_s
+from appliance.process import watchdog_period_s
+from appliance.supervisor.notify import EXTENSION_S, Notify, extend_timeout, feed_watchdog
 
 
 @pytest.fixture
@@ -128,3 +129,12 @@ async def test_no_watchdog(notify: Notify, monkeypatch: pytest.MonkeyPatch) -> N
 
     await feed_watchdog(notify, alive)
     assert asked == []
+
+
+async def test_a_stop_that_takes_its_time(systemd: socket.socket, notify: Notify) -> None:
+    systemd.setblocking(False)
+    extending = asyncio.create_task(extend_timeout(notify))
+    async with asyncio.timeout(5):
+        assert await asyncio.get_running_loop().sock_recv(systemd, 100) == b"EXTEND_TIMEOUT_USEC=20000000"
+    assert EXTENSION_S == 20.0
+    extending.cancel()

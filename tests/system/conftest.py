@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from . import nspawn
 from .booted import RUNNING, Booted, booted, configure, state_folder
+from .nspawn import Machine, booted_machine, installed_root
 
 #: The end of the log that a report shows.
 LOG_LINES = 60
@@ -36,6 +40,33 @@ def state() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def systemd_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A Debian with the appliance installed: see `nspawn.installed_root`."""
+    with _logged(tmp_path_factory) as log, installed_root(log) as keeper:
+        yield keeper
+
+
+@pytest.fixture(scope="module")
+def machine(systemd_root: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """It has booted, and nobody has started the appliance yet; shared by the tests of a module."""
+    with _logged(tmp_path_factory) as log, booted_machine(systemd_root, log) as found:
+        yield found
+
+
+@contextmanager
+def _logged(factory: pytest.TempPathFactory) -> Iterator[IO[bytes]]:
+    """A file for what the commands behind a fixture say; its end is shown when the fixture fails."""
+    path = factory.mktemp("machine") / "log"
+    with path.open("wb") as log:
+        try:
+            yield log
+        except BaseException:
+            log.flush()
+            print(path.read_text("utf-8", errors="replace")[-8000:])
+            raise
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -43,4 +74,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         for each in RUNNING:
             lines = each.log.splitlines()[-LOG_LINES:]
             report.sections.append((f"log of the appliance in {each.state}", "\n".join(lines)))
+        for machine in nspawn.RUNNING:
+            report.sections.append((f"journal of {machine.name}", machine.journal(LOG_LINES)))
     return report

@@ -35,7 +35,7 @@ PROJECT = Path("/root/coral-reef")
 #: Where this machine's certificates lie in it: its own folder belongs to its own package `ca-certificates`.
 CERTIFICATES = Path("/run/machine/certificates.crt")
 
-BUILD_TIMEOUT_S = 400.0
+BUILD_TIMEOUT_S = 900.0
 
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 
@@ -118,7 +118,7 @@ class FreshDebian:
 @contextmanager
 def fresh_debian(log: IO[bytes]) -> Iterator[FreshDebian]:
     """One that has everything lent to it and the project copied; gone without a trace afterwards."""
-    archive = _archive(log)
+    archive = debian_archive("debian", PACKAGES, log)
     folder = Path(tempfile.mkdtemp(prefix="reef-debian.", dir="/tmp"))
     try:
         with _namespace(folder, archive, log) as init:
@@ -213,18 +213,24 @@ def _in_namespace(namespace: str) -> dict[int, str]:
 # --- the root -----------------------------------------------------------------------------------------------------
 
 
-def _archive(log: IO[bytes]) -> Path:
-    """The root as a tar archive: today's from the cache, or a new one."""
+def cache_folder() -> Path:
+    """Where this project keeps what takes long to make."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coral-reef"
     cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def debian_archive(name: str, packages: Sequence[str], log: IO[bytes]) -> Path:
+    """A root with these packages as a tar archive: today's from the cache, or a new one."""
+    cache = cache_folder()
     sources = _sources()
     key = hashlib.sha256(
-        repr((PACKAGES, _LEFT_OUT, _suite(), [path.read_bytes() for path in sources])).encode()
+        repr((tuple(packages), _LEFT_OUT, _suite(), [path.read_bytes() for path in sources])).encode()
     )
-    archive = cache / f"debian-{datetime.datetime.now(datetime.UTC).date()}-{key.hexdigest()[:12]}.tar"
+    archive = cache / f"{name}-{datetime.datetime.now(datetime.UTC).date()}-{key.hexdigest()[:12]}.tar"
     if archive.exists():
         return archive
-    for old in cache.glob("debian-*.tar"):
+    for old in cache.glob(f"{name}-20*.tar"):
         old.unlink()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as working:
@@ -234,7 +240,7 @@ def _archive(log: IO[bytes]) -> Path:
                 "mmdebstrap",
                 "--variant=minbase",
                 "--format=tar",
-                f"--include={','.join(PACKAGES)}",
+                f"--include={','.join(packages)}",
                 "--dpkgopt=force-unsafe-io",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
                 _suite(),

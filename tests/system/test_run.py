@@ -252,7 +252,7 @@ def test_sigterm_ends_it_cleanly(state: Path) -> None:
         assert appliance.chat()["content"]
         appliance.stop()
     assert not (state / "run/url").exists()
-    assert not (state / "run/control.sock").exists()
+    assert not (state / "run/supervisor/control.sock").exists()
 
 
 def test_sighup_of_a_closed_terminal_ends_it_cleanly(state: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 
@@ -60,3 +61,41 @@ def test_talkative_libraries_are_quieter(capfd: pytest.CaptureFixture[str]) -> N
     for name in ("uvicorn.error", "alembic.runtime.migration", "httpx"):
         logging.getLogger(name).info("chatter")
     assert capfd.readouterr().err == ""
+
+
+def test_in_the_journal_it_has_fields(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is sent here: a machine with a journal is another test's (tests/system/test_systemd.py)."""
+    stderr = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
+    set_up_logging("worker text-1")
+    (handler,) = logging.getLogger().handlers
+    sent: list[tuple[str, dict[str, str]]] = []
+
+    def send(message: str, /, **fields: str) -> None:
+        sent.append((message, fields))
+
+    handler.send = send  # type: ignore[attr-defined]
+    logging.getLogger("any").warning("%d replies", 3, extra={"CORAL_REEF_SESSION": "s"})
+    ((message, fields),) = sent
+    assert message == "3 replies"
+    expected = {
+        "SYSLOG_IDENTIFIER": "coral-reef-worker",
+        "CORAL_REEF_PART": "worker",
+        "CORAL_REEF_NAME": "text-1",
+        "CORAL_REEF_SESSION": "s",
+        "PRIORITY": "4",
+        "LOGGER": "any",
+    }
+    assert expected.items() <= fields.items()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_stream_that_was_redirected_is_not_the_journal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:12345678")
+    set_up_logging("gateway")
+    logging.getLogger("any").info("here")
+    assert capfd.readouterr().err.endswith(" here\n")

@@ -1,0 +1,251 @@
+"""The parent of the gateway processes: forks them onto the sockets, replaces what dies or falls silent, ends them in order.
+
+It has the application imported and never used, so that a process is there in milliseconds. It has no loop and no thread, serves
+nobody, and owns nothing that a fork would have to leave behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from setproctitle import setproctitle
+
+from appliance.process import die_with_parent
+
+log = logging.getLogger(__name__)
+
+#: A process says this often that its loop turns; one that has been silent for longer hangs, and is replaced.
+BEAT_S = 2.0
+SILENCE_LIMIT_S = 30.0
+
+#: What a process may take until it serves.
+START_LIMIT_S = 60.0
+
+#: So many that ended before they served, one after the other: it will not get better here.
+FAILURES_LIMIT = 5
+RESTART_S = 0.5
+
+#: What a process may take beyond the time that its replies are given.
+STOP_MARGIN_S = 10.0
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+#: Runs in each process: serves, calling `beat` once it does and every BEAT_S from then on; returns the exit status.
+Serve = Callable[[Callable[[], None]], int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many processes run what, and how long their replies may go on when one has to end."""
+
+    count: int
+    serve: Serve
+    drain_s: float
+
+
+@dataclass
+class _Process:
+    pid: int
+    pipe: int
+    generation: int
+    heard: float
+    serves: bool = False
+    leaves: bool = False
+
+
+class Processes:
+    """Keeps a plan's processes running; SIGHUP replaces them, one after the other, by those of another plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        replan: Callable[[], Plan | None],
+        tell: Callable[[str], object],
+        serving: Callable[[], None],
+        watchdog_s: float | None = None,
+    ) -> None:
+        """`replan` returns None to keep what runs; `tell` reaches systemd, which wants to hear us every `watchdog_s`; `serving`
+        is called once, when the first process serves."""
+        self._plan, self._replan = plan, replan
+        self._tell, self._serving, self._watchdog_s = tell, serving, watchdog_s
+        self._processes: dict[int, _Process] = {}
+        self._generation = 0
+        self._failures, self._status = 0, 0
+        self._not_before = 0.0
+        self._told, self._said = False, ""
+        self._stopping = self._reloading = False
+        self._wake = (-1, -1)
+
+    def run(self) -> int:
+        """Until SIGTERM, with status 0; or until processes fail again and again, with the status of the last one."""
+        self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake[1])
+        for number in _SIGNALS:
+            signal.signal(number, self._signalled)
+        try:
+            while not self._stopping and self._failures < FAILURES_LIMIT:
+                self._look()
+                self._reap()
+                if self._reloading:
+                    self._begin_reload()
+                self._fill()
+                self._report()
+            return self._end()
+        finally:
+            signal.set_wakeup_fd(-1)
+            for descriptor in self._wake:
+                os.close(descriptor)
+
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._stopping = True
+        elif number == signal.SIGHUP:
+            self._reloading = True
+
+    # --- what happened ------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Waits for a signal, a beat, or the time to look after something; ends what has fallen silent."""
+        patience_s = min(self._watchdog_s or BEAT_S, BEAT_S)
+        if not self._processes:
+            patience_s = max(0.0, self._not_before - time.monotonic())
+        pipes = {process.pipe: process for process in self._processes.values()}
+        readable, _, _ = select.select([self._wake[0], *pipes], [], [], patience_s)
+        now = time.monotonic()
+        for descriptor in readable:
+            with contextlib.suppress(BlockingIOError):
+                heard = os.read(descriptor, 4096)
+                if heard and descriptor in pipes:
+                    pipes[descriptor].heard, pipes[descriptor].serves = now, True
+                    self._failures = 0
+        for process in self._processes.values():
+            limit_s = SILENCE_LIMIT_S if process.serves else START_LIMIT_S
+            if not process.leaves and now - process.heard > limit_s:
+                log.error("gateway process %d does not answer: killing it", process.pid)
+                process.heard = now
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while self._processes:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            process = self._processes.pop(pid)
+            os.close(process.pipe)
+            if process.leaves:
+                continue
+            self._status = os.waitstatus_to_exitcode(status)
+            log.error("gateway process %d ended with status %d; another takes its place", pid, self._status)
+            if not process.serves:
+                self._failures += 1
+                self._not_before = time.monotonic() + RESTART_S
+
+    def _begin_reload(self) -> None:
+        self._reloading = False
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if (plan := self._replan()) is not None:
+            self._plan = plan
+            self._generation += 1
+        self._tell("READY=1")
+
+    # --- what is to be done -------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Makes up for what is missing at once, and replaces what is outdated one by one, each only when its successor serves."""
+        if time.monotonic() < self._not_before:
+            return
+        staying = [process for process in self._processes.values() if not process.leaves]
+        while len(staying) < self._plan.count:
+            staying.append(self._fork())
+        outdated = [process for process in staying if process.generation != self._generation]
+        current = [process for process in staying if process.generation == self._generation]
+        if len(staying) > self._plan.count and all(process.serves for process in current):
+            self._dismiss(outdated[0] if outdated else current[0])
+        elif outdated and all(process.serves for process in current):
+            self._fork()
+
+    def _report(self) -> None:
+        serving = sum(process.serves and not process.leaves for process in self._processes.values())
+        said = f"STATUS={serving} of {self._plan.count} processes serve"
+        if serving and not self._told:
+            self._told = True
+            self._serving()
+            self._tell("READY=1")
+        if said != self._said:
+            self._tell(said)
+            self._said = said
+        if self._watchdog_s is not None:
+            self._tell("WATCHDOG=1")
+
+    def _end(self) -> int:
+        """Lets the replies end, for at most `drain_s`; asks systemd for that time bit by bit, lest a hang take all of it."""
+        for process in self._processes.values():
+            self._dismiss(process)
+        deadline = time.monotonic() + self._plan.drain_s + STOP_MARGIN_S
+        while self._processes and time.monotonic() < deadline:
+            more = f"EXTEND_TIMEOUT_USEC={round(STOP_MARGIN_S * 1e6)}"
+            self._tell(f"STOPPING=1\nSTATUS=stopping: replies may end\n{more}")
+            self._look()
+            self._reap()
+        for process in self._processes.values():
+            log.warning("gateway process %d did not stop in time: killing it", process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+        while self._processes:
+            self._look()
+            self._reap()
+        return 0 if self._stopping else self._status or os.EX_UNAVAILABLE
+
+    def _dismiss(self, process: _Process) -> None:
+        if not process.leaves:
+            process.leaves = True
+            os.kill(process.pid, signal.SIGTERM)
+
+    def _fork(self) -> _Process:
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        parent = os.getpid()
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, _SIGNALS
+        )  # one that came before the child is itself would be lost in it
+        pid = os.fork()
+        if pid == 0:
+            self._live(parent, write, read)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.close(write)
+        process = _Process(pid, read, self._generation, time.monotonic())
+        self._processes[pid] = process
+        return process
+
+    def _live(self, parent: int, write: int, read: int) -> None:
+        """A forked process's whole life: nothing of the parent's is left in it, and it never returns to its loop."""
+        status = os.EX_SOFTWARE
+        try:
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            for descriptor in (*self._wake, read, *(process.pipe for process in self._processes.values())):
+                os.close(descriptor)
+            setproctitle("coral-reef: gateway")
+
+            def beat() -> None:
+                with contextlib.suppress(
+                    BlockingIOError, BrokenPipeError
+                ):  # a stopped parent hears the next one
+                    os.write(write, b".")
+
+            status = self._plan.serve(beat)
+        except BaseException:
+            log.exception("a gateway process failed")
+        finally:
+            logging.shutdown()
+            os._exit(status)

@@ -1,0 +1,443 @@
+"""The appliance as a service of a real systemd, as its administrator sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .nspawn import HOME, Machine
+from .waiting import wait_for
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif("CORAL_REEF_FRESH_DEBIAN" in os.environ, reason="namespaces in namespaces"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="systemd-nspawn is root's"),
+]
+
+SUPERVISOR, GATEWAY, SOCKET, TARGET = (
+    "coral-reef.service",
+    "coral-reef-gateway.service",
+    "coral-reef-gateway.socket",
+    "coral-reef.target",
+)
+SERVICES = (SUPERVISOR, GATEWAY)
+
+#: What `systemd-analyze security` may say at most.
+EXPOSURE_LIMIT = 2.0
+
+#: How long until it serves again, whatever was killed; the machine may be busy.
+SERVED_AGAIN_WITHIN_S = 60.0
+
+STOP_WITHIN_S = 60.0
+
+#: Asks for a reply of some words, and prints what came.
+CHAT = """
+import httpx, pathlib, sys
+key = pathlib.Path("/var/lib/coral-reef/admin.key").read_text().strip()
+reply = httpx.post(
+    "http://127.0.0.1:8080/api/v1/chat",
+    json={"persona_id": "finn", "message": "Hello"},
+    headers={"Authorization": f"Bearer {key}"},
+    timeout=60,
+)
+print(reply.status_code, reply.json().get("content", reply.text))
+"""
+
+#: Asks for the health over a fresh connection again and again until standard input ends; prints what was not an answer.
+ASK_ON = """
+import httpx, select, sys
+asked = 0
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    try:
+        answer = httpx.get("http://127.0.0.1:8080/health", timeout=60)
+        assert answer.status_code in (200, 503), answer.status_code
+    except (httpx.HTTPError, AssertionError) as error:
+        print(f"after {asked}: {error!r}", flush=True)
+    asked += 1
+    if asked == 3: print("asking", flush=True)
+print("asked", asked, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def running(machine: Machine) -> Machine:
+    """A machine whose owner has enabled the appliance and seen it start."""
+    machine.run("systemctl", "enable", "--now", TARGET)
+    wait_until_ready(machine)
+    return machine
+
+
+def wait_until_ready(machine: Machine) -> None:
+    def ready() -> bool:
+        done = machine.run("coral-reef", "status", "--json", check=False)
+        return done.returncode == 0 and bool(json.loads(done.stdout)["ready"])
+
+    wait_for("a worker is ready", ready, within_s=SERVED_AGAIN_WITHIN_S)
+
+
+def served(machine: Machine) -> None:
+    """A whole reply through the gateway."""
+    said = machine.python(CHAT)
+    assert re.match(r"200 \S", said), said
+
+
+def main_pid(machine: Machine, unit: str) -> int:
+    """The unit's main process, by this machine's process ids."""
+    inside = int(machine.show(unit, "MainPID"))
+    for pid in machine.processes():
+        if status_of(pid)["NSpid"].split()[-1] == str(inside):
+            return pid
+    raise AssertionError(f"{unit} has no main process")
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    items = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(item.decode("utf-8", "replace").split("=", 1) for item in items if b"=" in item)
+
+
+# --- before it runs -----------------------------------------------------------------------------------------------
+
+
+def test_verify_prints_nothing(machine: Machine) -> None:
+    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("unit", SERVICES)
+def test_exposure(machine: Machine, unit: str) -> None:
+    shown = machine.out(
+        "systemd-analyze", "security", "--offline=yes", f"/usr/lib/systemd/system/{unit}", "--no-pager"
+    )
+    found = re.search(r"Overall exposure level for \S+: (\d+\.\d+)", shown)
+    assert found is not None, shown
+    assert float(found[1]) <= EXPOSURE_LIMIT, shown
+
+
+def test_the_installed_tree(machine: Machine) -> None:
+    assert machine.out("coral-reef", "--version").startswith("coral-reef ")
+    assert machine.out("systemctl", "is-enabled", TARGET) == "disabled"
+    machine.run("systemctl", "preset", TARGET)
+    assert machine.out("systemctl", "is-enabled", TARGET) == "enabled"
+    examples = machine.root / "usr/share/coral-reef/examples"
+    assert {"appliance.toml", "local.yaml"} <= {path.name for path in examples.iterdir()}
+    machine.run("coral-reef", "config", "check", "/usr/share/coral-reef/examples/appliance.toml")
+    machine.run("bash", "-n", "/usr/share/bash-completion/completions/coral-reef")
+    # Nothing in it knows the tree in which it was made.
+    for script in (machine.root / HOME.relative_to("/") / "bin").iterdir():
+        if script.is_file() and not script.is_symlink():
+            first = script.read_bytes().partition(b"\n")[0]
+            assert not first.startswith(b"#!") or b"/mnt" not in first, script
+
+
+def test_users_and_folders(machine: Machine) -> None:
+    groups = {
+        user: machine.out("id", "--name", "--groups", user).split()
+        for user in ("coral-reef", "coral-worker", "coral-gateway")
+    }
+    assert groups == {
+        "coral-reef": ["coral-reef"],
+        "coral-worker": ["coral-worker"],
+        "coral-gateway": ["coral-gateway", "coral-reef"],
+    }
+    folders = (
+        "/etc/coral-reef",
+        "/var/lib/coral-reef",
+        "/var/lib/coral-reef/models",
+        "/var/lib/coral-reef/supervisor",
+        "/run/coral-reef/workers",
+    )
+    assert machine.out("stat", "--format=%a %U %G", *folders).splitlines() == [
+        "2750 root coral-reef",
+        "1771 root coral-gateway",
+        "755 root root",
+        "750 coral-reef coral-reef",
+        "2750 coral-worker coral-reef",
+    ]
+
+
+# --- while it runs ------------------------------------------------------------------------------------------------
+
+
+def test_start_returns_when_it_serves(machine: Machine) -> None:
+    machine.run("systemctl", "start", GATEWAY)
+    for unit in (*SERVICES, SOCKET):
+        assert machine.out("systemctl", "is-active", unit) == "active"
+    served(machine)
+
+
+def test_the_status_line(running: Machine) -> None:
+    wait_until_ready(running)
+    assert 'Status: "1 of 1 workers ready (coral-reef-chat)"' in running.out(
+        "systemctl", "status", SUPERVISOR
+    )
+    shown = running.out("systemctl", "status", GATEWAY)
+    assert re.search(r'Status: "(\d+) of \1 processes serve"', shown), shown
+
+
+def test_who_runs_as_whom(running: Machine) -> None:
+    wait_until_ready(running)
+    users = {
+        name: int(running.out("id", "--user", name))
+        for name in ("coral-reef", "coral-worker", "coral-gateway")
+    }
+    expected = {
+        "supervisor": "coral-reef",
+        "forkserver": "coral-worker",
+        "worker": "coral-worker",
+        "gateway": "coral-gateway",
+        "parent": "coral-gateway",
+    }
+    seen = set()
+    for pid, title in running.ours().items():
+        kind = title.removeprefix("coral-reef: ").split()[0]
+        seen.add(kind)
+        status = status_of(pid)
+        assert set(status["Uid"].split()) == {str(users[expected[kind]])}, title
+        assert status["NoNewPrivs"] == "1", title
+        assert status["Seccomp"] == "2", title
+        capabilities = {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
+        if kind == "supervisor":
+            # kill, setgid, setuid: capabilities(7)
+            assert set(capabilities.values()) == {1 << 5 | 1 << 6 | 1 << 7}
+        else:
+            assert not any(capabilities.values()), (title, capabilities)
+        if kind in ("forkserver", "worker"):
+            names = set(environment_of(pid))
+            assert not names & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "CREDENTIALS_DIRECTORY"}
+            assert not any(name.startswith("DBUS") for name in names)
+            assert status["Groups"].split() == [], title
+    assert seen == set(expected)
+
+
+def test_what_each_cannot_reach(running: Machine) -> None:
+    """Seen from inside the sandbox of each process."""
+    worker, gateway = running.pid("worker"), running.pid("gateway")
+    database = "var/lib/coral-reef/coral-reef.db"
+    assert (Path(f"/proc/{gateway}/root") / database).exists()
+    assert not (Path(f"/proc/{worker}/root") / database).exists()
+    assert (Path(f"/proc/{worker}/root") / "var/lib/coral-reef/models").is_dir()
+    for user, path in (
+        ("coral-worker", "/run/coral-reef/supervisor/control.sock"),
+        ("coral-worker", "/etc/coral-reef"),
+        ("coral-worker", f"/{database}"),
+        ("coral-reef", f"/{database}"),
+        ("coral-gateway", "/run/coral-reef/supervisor/new"),
+    ):
+        assert running.run("test", "-r", path, user=user, check=False).returncode == 1, (user, path)
+    assert (
+        running.run("touch", "/run/coral-reef/workers/x", user="coral-gateway", check=False).returncode == 1
+    )
+
+
+def test_the_journal_has_fields(running: Machine) -> None:
+    wait_until_ready(running)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in running.journal("all", "--output=json").splitlines():
+        entry = json.loads(line)
+        if "CORAL_REEF_PART" in entry:
+            found[entry["CORAL_REEF_PART"], entry["MESSAGE"]] = entry
+    ready = next(
+        entry for (part, said), entry in found.items() if part == "supervisor" and "ready in" in said
+    )
+    assert ready["SYSLOG_IDENTIFIER"] == "coral-reef-supervisor"
+    assert ready["_SYSTEMD_UNIT"] == SUPERVISOR
+    assert ready["PRIORITY"] == "6"
+    assert ready["LOGGER"] == "appliance.supervisor.service"
+    assert "coral-reef-supervisor" in running.journal(50, "--identifier=coral-reef-supervisor")
+
+
+def test_the_supervisor_hangs(running: Machine) -> None:
+    """The watchdog ends it, with everything below it, and it comes back."""
+    wait_until_ready(running)
+    before, supervisor = running.ours(), main_pid(running, SUPERVISOR)
+    os.kill(supervisor, signal.SIGSTOP)
+    wait_for("systemd has noticed", lambda: supervisor not in running.processes(), within_s=60)
+    wait_until_ready(running)
+    after = running.ours()
+    left = {pid: line for pid, line in before.items() if pid in after and "gateway" not in line}
+    assert not left, left
+    assert [pid for pid, line in before.items() if "gateway" in line] == [
+        pid for pid, line in after.items() if "gateway" in line
+    ], "the gateway was not to be touched"
+    assert (
+        "watchdog"
+        in running.show(SUPERVISOR, "Result") + running.journal(100, f"--unit={SUPERVISOR}").lower()
+    )
+    served(running)
+
+
+@pytest.mark.parametrize("title", ["supervisor", "forkserver", "worker", "parent", "gateway"])
+def test_a_process_is_killed(running: Machine, title: str) -> None:
+    """No orphan, and it serves again."""
+    wait_until_ready(running)
+    before = running.ours()
+    victim = next(pid for pid, line in before.items() if line.startswith(f"coral-reef: {title}"))
+    below = {
+        "supervisor": ("supervisor", "forkserver", "worker"),
+        "forkserver": ("forkserver", "worker"),
+        "parent": ("parent", "gateway"),
+    }.get(title, ())
+    doomed = {
+        pid for pid, line in before.items() if line.removeprefix("coral-reef: ").split()[0] in below
+    } | {victim}
+    os.kill(victim, signal.SIGKILL)
+    wait_for("all that belonged to it has ended", lambda: not doomed & set(running.processes()))
+
+    def again() -> bool:
+        return running.run(HOME / "bin/python", "-P", "-c", CHAT, check=False).stdout.startswith("200")
+
+    wait_for("it serves again", again, within_s=SERVED_AGAIN_WITHIN_S)
+    wait_for("as many as before", lambda: len(running.ours()) == len(before), within_s=SERVED_AGAIN_WITHIN_S)
+
+
+@pytest.mark.parametrize("how", ["restart", "reload"])
+def test_the_gateway_loses_no_connection(running: Machine, how: str) -> None:
+    """While all its processes are replaced, whoever connects is answered."""
+    wait_until_ready(running)
+    before = {pid for pid, line in running.ours().items() if "gateway" in line.split()[1:2]}
+    command = running.command(HOME / "bin/python", "-P", "-c", ASK_ON)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "asking\n"
+        running.run("systemctl", how, GATEWAY)
+        wait_for(
+            "all are replaced",
+            lambda: not before & set(running.processes()),
+            within_s=SERVED_AGAIN_WITHIN_S,
+        )
+        said, _ = asking.communicate("\n", timeout=90)
+    assert re.fullmatch(r"asked \d+\n", said), said
+    served(running)
+
+
+def test_a_credential(running: Machine) -> None:
+    """A name in a file of the owner's is filled from what systemd passes, in the supervisor alone."""
+    wait_until_ready(running)
+    (running.root / "etc/coral-reef/appliance.toml").write_text('[chat]\ndefault_persona = "${PERSONA}"\n')
+    folder = running.root / f"run/systemd/system/{SUPERVISOR}.d"
+    folder.mkdir(parents=True)
+    (folder / "credential.conf").write_text("[Service]\nSetCredential=PERSONA:pike\n")
+    try:
+        running.run("systemctl", "daemon-reload")
+        running.run("systemctl", "restart", SUPERVISOR)
+        wait_until_ready(running)
+        supervisor = main_pid(running, SUPERVISOR)
+        assert "CREDENTIALS_DIRECTORY" in environment_of(supervisor)
+        since = f"_SYSTEMD_INVOCATION_ID={running.show(SUPERVISOR, 'InvocationID')}"
+        assert "PERSONA" not in running.journal("all", since)
+    finally:
+        (folder / "credential.conf").unlink()
+        (running.root / "etc/coral-reef/appliance.toml").unlink()
+        running.run("systemctl", "daemon-reload")
+        running.run("systemctl", "restart", SUPERVISOR)
+
+
+def test_a_bad_configuration(running: Machine) -> None:
+    """Says file and line in the journal, `systemctl start` fails, and it is not tried again and again."""
+    wait_until_ready(running)
+    file = running.root / "etc/coral-reef/appliance.toml"
+    file.write_text("[gateway]\nprocesses = 99\n")
+    try:
+        assert running.run("systemctl", "restart", SUPERVISOR, check=False).returncode != 0
+        assert running.out("systemctl", "show", "--value", "--property=ExecMainStatus", SUPERVISOR) == "78"
+        assert "appliance.toml:2: gateway.processes: is 99" in running.journal(50, f"--unit={SUPERVISOR}")
+        wait_for("it has failed", lambda: running.show(SUPERVISOR, "ActiveState") == "failed")
+    finally:
+        file.unlink()
+        running.run("systemctl", "start", SUPERVISOR)
+    wait_until_ready(running)
+
+
+def test_what_polkit_lets_the_supervisor_do(running: Machine) -> None:
+    """Exactly its own units, power, and the network's settings; nobody else anything."""
+
+    def allowed(*words: str, user: str) -> bool:
+        return running.run(*words, user=user, check=False).returncode == 0
+
+    restart = ("systemctl", "--no-ask-password", "restart")
+    assert allowed(*restart, GATEWAY, user="coral-reef")
+    for user in ("coral-gateway", "coral-worker"):
+        assert not allowed(*restart, GATEWAY, user=user)
+    for unit in ("dbus.service", "coral-reefs.service", "systemd-journald.service"):
+        assert not allowed(*restart, unit, user="coral-reef"), unit
+    assert not allowed("systemctl", "--no-ask-password", "mask", GATEWAY, user="coral-reef")
+    login = (
+        "busctl",
+        "call",
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+    )
+    for verb, answer in (("CanReboot", "yes"), ("CanPowerOff", "yes"), ("CanSuspend", "challenge")):
+        got = running.out(*login, verb, user="coral-reef")
+        assert got in (f's "{answer}"', 's "na"') if verb == "CanSuspend" else got == f's "{answer}"', (
+            verb,
+            got,
+        )
+        assert running.out(*login, verb, user="coral-worker") != 's "yes"'
+
+
+def test_what_network_manager_lets_the_supervisor_do(running: Machine) -> None:
+    manager = "org.freedesktop.NetworkManager"
+    call = (
+        "busctl",
+        "--json=short",
+        "call",
+        manager,
+        "/org/freedesktop/NetworkManager",
+        manager,
+        "GetPermissions",
+    )
+    running.run("systemctl", "start", "NetworkManager.service")
+    found = json.loads(running.out(*call, user="coral-reef"))["data"][0]
+    assert {name.removeprefix(f"{manager}.") for name, answer in found.items() if answer == "yes"} == {
+        "checkpoint-rollback",
+        "enable-disable-wifi",
+        "network-control",
+        "settings.modify.system",
+        "wifi.scan",
+    }
+    others = json.loads(running.out(*call, user="coral-worker"))["data"][0]
+    assert "yes" not in others.values()
+
+
+def test_a_model_of_the_owners_outlives_a_restart(running: Machine) -> None:
+    wait_until_ready(running)
+    shipped = json.loads(running.out("coral-reef", "model", "show", "coral-reef-chat", "--json"))["path"]
+    running.run("coral-reef", "model", "add", shipped, "--name", "mine", "--load")
+    served(running)
+    running.run("systemctl", "restart", SUPERVISOR)
+    wait_until_ready(running)
+    assert json.loads(running.out("coral-reef", "status", "--json"))["model"] == "mine"
+    served(running)
+    running.run("coral-reef", "model", "load", "coral-reef-chat")
+    running.run("coral-reef", "model", "remove", "mine")
+
+
+def test_stop_ends_within_its_bound(running: Machine) -> None:
+    wait_until_ready(running)
+    began = time.monotonic()
+    running.run("systemctl", "stop", TARGET)
+    assert time.monotonic() - began < STOP_WITHIN_S
+    wait_for("every unit has stopped", lambda: running.show(SUPERVISOR, "ActiveState") == "inactive")
+    assert running.ours() == {}
+    for unit in SERVICES:
+        assert running.show(unit, "Result") == "success", unit
+        assert running.show(unit, "ExecMainStatus") == "0", unit
+    assert running.show(SOCKET, "ActiveState") == "inactive"
+    running.run("systemctl", "start", TARGET)
+    wait_until_ready(running)
+    served(running)
