@@ -90,7 +90,7 @@ class Paths:
 
     @property
     def model_choice(self) -> Path:
-        """Which model `coral-reef model load` chose last; none when appliance.toml decides. In a folder that is the supervisor's."""
+        """Which model `coral-reef model load` chose last; none when appliance.toml decides. The folder is the supervisor's."""
         return self.state / "supervisor/model.json"
 
     def sockets_fit(self) -> bool:
