@@ -179,7 +179,7 @@ class Processes:
         if serving and not self._told:
             self._told = True
             self._serving()
-            said += "\nREADY=1"
+            self._tell("READY=1")
         if said != self._said:
             self._tell(said)
             self._said = said

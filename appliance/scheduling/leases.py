@@ -102,6 +102,7 @@ class LeaseTable:
         worker = self._keep(name, model, adapters)
         worker.slots, worker.open = slots, True
         self._sit(worker)
+        self._changed.update(dict.fromkeys(worker.lines.values()))
         return self._grant()
 
     def worker_closing(self, name: str) -> None:
@@ -110,6 +111,14 @@ class LeaseTable:
         if worker is not None:
             self._close(worker)
             self._grant()  # nothing is free that was not before, but another worker may be wanted now
+
+    def worker_retiring(self, name: str) -> None:
+        """As `worker_closing`, and it will not come back: what nobody else serves is unknown from now on."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            self._close(worker)
+            self._unkeep(worker)
+            self._grant()
 
     def worker_gone(self, name: str) -> list[Lease]:
         """A worker's process ended; its leases are over, their streams end by themselves. What waits for it waits on."""
@@ -188,18 +197,22 @@ class LeaseTable:
         return (line for lines in self._lines.values() for line in lines.values())
 
     def _line_of(self, request: Request) -> Line:
-        if not self._workers:
-            raise NothingServed
-        model = request.model or self._default_model or next(iter(self._workers.values())).model
+        model = request.model or self._default_model or next(self._served(), "")
         adapters = self._lines.get(model, {})
         line = adapters.get(request.adapter)
         if line is not None and line.kept:
             return line
-        served = {each.model for each in self._workers.values()}
+        served = list(self._served())
+        if not served:
+            raise NothingServed
         if model not in served:
             raise UnknownModel(model, served)
         known = [name for name, each in adapters.items() if name and each.kept]
         raise UnknownAdapter(request.adapter, model, known)
+
+    def _served(self) -> Iterator[str]:
+        """The models that workers are kept for; each of them works without an adapter too."""
+        return (model for model, lines in self._lines.items() if "" in lines and lines[""].kept)
 
     def _stand(self, entry: Entry) -> None:
         entry.line.stand(entry)
@@ -235,9 +248,10 @@ class LeaseTable:
         """After requests have left a line: without any, no worker is wanted there; without workers, it is no more."""
         if line.awaited is not None and line.head is None:
             self._set_free(line.awaited)
-        if not line.kept and not line.arrivals:
-            del self._lines[line.model][line.adapter]
-            if not self._lines[line.model]:
+        lines = self._lines.get(line.model, {})
+        if not line.kept and not line.arrivals and lines.get(line.adapter) is line:
+            del lines[line.adapter]
+            if not lines:
                 del self._lines[line.model]
 
     def _gather_default(self) -> None:
@@ -256,10 +270,11 @@ class LeaseTable:
     def _keep(self, name: str, model: str, adapters: Collection[str]) -> Worker:
         worker = self._workers.get(name)
         names = dict.fromkeys(("", *adapters))
-        if worker is not None and worker.model == model and worker.lines.keys() == names.keys():
-            return worker
         if worker is not None:
-            self._dismiss(worker)
+            same = worker.model == model and worker.lines.keys() == names.keys()
+            if same and name in worker.line.kept:
+                return worker
+            self._dismiss(worker)  # or it was on its way out
         lines = self._lines.setdefault(model, {})
         for adapter in names:
             lines.setdefault(adapter, Line(model, adapter)).kept.add(name)
@@ -290,6 +305,9 @@ class LeaseTable:
         for entry in list(worker.leases):
             self._end(entry)
         del self._workers[worker.name]
+        self._unkeep(worker)
+
+    def _unkeep(self, worker: Worker) -> None:
         for line in worker.lines.values():
             line.kept.discard(worker.name)
             self._look_after(line)

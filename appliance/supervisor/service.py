@@ -274,7 +274,7 @@ class Supervisor:
 
     def closing(self, worker: str) -> int:
         """A worker gets no more leases; returns how many it has."""
-        self._leases.worker_closing(worker)
+        self._leases.worker_retiring(worker)
         return self._leases.leases_of(worker)
 
     async def idle(self, worker: str) -> None:

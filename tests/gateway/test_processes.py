@@ -98,7 +98,7 @@ def parent() -> Iterator[Parent]:
 def test_ready_once_and_an_orderly_end(parent: Parent) -> None:
     children = parent.children()
     assert len(children) == 2
-    assert all(psutil.Process(pid).cmdline() == ["coral-reef: gateway"] for pid in children)
+    assert all(" ".join(psutil.Process(pid).cmdline()).strip() == "coral-reef: gateway" for pid in children)
     parent.process.terminate()
     said, _ = parent.process.communicate(timeout=60)
     assert parent.process.returncode == 0

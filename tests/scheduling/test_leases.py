@@ -491,15 +491,31 @@ def test_the_default_model_changes_under_those_who_wait() -> None:
         Request("g", "r2", "s2", "old"): 1,
         Request("g", "r3", "s3"): 1,
     }
-    leases.worker_closing("w1")
+    leases.worker_retiring("w1")
+    with pytest.raises(UnknownModel, match="there are: new"):
+        leases.request(Request("g", "r4", "s4", "old"))
     assert leases.settle("g", "r0") == []
     leases.worker_removed("w1")
     assert leases.waiting == 2, "who asked for the old one waits until its time is up"
-    with pytest.raises(UnknownModel):
-        leases.request(Request("g", "r4", "s4", "old"))
     assert granted(leases.settle("g", "r1")) == [("r3", "w2")]
     leases.settle("g", "r2")
     assert set(leases._lines) == {"new"}
+
+
+def test_a_worker_that_retired_may_come_back() -> None:
+    leases = table(w=1)
+    leases.request(Request("g", "r0", "s0"))
+    leases.request(Request("g", "r1", "s1"))
+    leases.worker_retiring("w")
+    assert leases.leases_of("w") == 1
+    assert granted(leases.worker_ready("w", model="m", slots=1)) == [("r1", "w")], "it is another one now"
+    assert not leases.is_leased("g", "r0")
+    leases.worker_retiring("w")
+    leases.settle("g", "r1")
+    leases.worker_removed("w")
+    with pytest.raises(NothingServed):
+        leases.request(Request("g", "r2", "s2"))
+    assert not leases._lines
 
 
 def test_withdrawn_requests_do_not_pile_up() -> None:

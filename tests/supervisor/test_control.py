@@ -121,7 +121,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 0.15) -> AsyncIterator[Served]:
+async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> AsyncIterator[Served]:
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     table = LeaseTable(queue_limit=queue_limit)
     table.worker_expected("w", model="m", adapters=["chef"])
@@ -144,6 +144,12 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 0.15) -> Asy
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     async with serving() as found:
+        yield found
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[Served]:
+    async with serving(queue_timeout_s=0.15) as found:
         yield found
 
 
@@ -204,22 +210,22 @@ async def test_a_place_when_a_worker_comes(served: Served) -> None:
         assert isinstance(await answer(peer), LeaseGranted)
 
 
-async def test_waiting_has_an_end(served: Served) -> None:
-    async with served.peer() as peer:
+async def test_waiting_has_an_end(impatient: Served) -> None:
+    async with impatient.peer() as peer:
         await peer.send(want("r1"))
         assert await answer(peer) == Failure(
             code="unavailable",
             message="no worker was free within 0 s; try again in a moment",
             request_id="r1",
         )
-        assert served.table.waiting == 0
+        assert impatient.table.waiting == 0
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
 
 
-async def test_waiting_while_no_model_can_be_loaded(served: Served) -> None:
-    served.reasons.append("the model mine: its file mine.gguf has 5 bytes")
-    async with served.peer() as peer:
+async def test_waiting_while_no_model_can_be_loaded(impatient: Served) -> None:
+    impatient.reasons.append("the model mine: its file mine.gguf has 5 bytes")
+    async with impatient.peer() as peer:
         await peer.send(want("r1"))
         assert await answer(peer) == Failure(
             code="unavailable",
@@ -243,16 +249,16 @@ async def test_loading_a_model(served: Served) -> None:
         assert await answer(peer) == STATUS
 
 
-async def test_a_lease_outlives_the_time_allowed_for_waiting(served: Served) -> None:
-    served.worker(1)
-    async with served.peer() as peer:
+async def test_a_lease_outlives_the_time_allowed_for_waiting(impatient: Served) -> None:
+    impatient.worker(1)
+    async with impatient.peer() as peer:
         await peer.send(want("r1"))
         assert isinstance(await answer(peer), LeaseGranted)
         await peer.send(want("r2"))  # the same session: waits, and is turned away
         failure = await answer(peer)
         assert isinstance(failure, Failure)
         assert failure.request_id == "r2"
-        assert served.table.leases == 1
+        assert impatient.table.leases == 1
 
 
 async def test_a_full_queue_and_a_second_use_of_an_id(served: Served) -> None:
@@ -301,7 +307,7 @@ async def test_draining(served: Served) -> None:
 
 
 async def test_places_in_the_queue() -> None:
-    async with serving(queue_limit=8, queue_timeout_s=60) as served, served.peer() as peer:
+    async with serving(queue_limit=8) as served, served.peer() as peer:
         served.worker(1)
         await peer.send(want("r0"))
         assert isinstance(await answer(peer), LeaseGranted)

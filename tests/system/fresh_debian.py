@@ -35,7 +35,7 @@ PROJECT = Path("/root/coral-reef")
 #: Where this machine's certificates lie in it: its own folder belongs to its own package `ca-certificates`.
 CERTIFICATES = Path("/run/machine/certificates.crt")
 
-BUILD_TIMEOUT_S = 400.0
+BUILD_TIMEOUT_S = 900.0
 
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 

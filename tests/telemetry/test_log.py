@@ -72,7 +72,11 @@ def test_in_the_journal_it_has_fields(
     set_up_logging("worker text-1")
     (handler,) = logging.getLogger().handlers
     sent: list[tuple[str, dict[str, str]]] = []
-    handler.send = lambda message, **fields: sent.append((message, fields))  # type: ignore[attr-defined]
+
+    def send(message: str, /, **fields: str) -> None:
+        sent.append((message, fields))
+
+    handler.send = send  # type: ignore[attr-defined]
     logging.getLogger("any").warning("%d replies", 3, extra={"CORAL_REEF_SESSION": "s"})
     ((message, fields),) = sent
     assert message == "3 replies"
