@@ -47,6 +47,7 @@ def choose_model(paths: Paths, model: str, configured: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             paths.model_choice.unlink()
         return
+    paths.model_choice.parent.mkdir(mode=0o750, exist_ok=True)
     write_atomically(
         paths.model_choice, msgspec.json.encode(Choice(model=model, configured=configured)) + b"\n"
     )

@@ -53,7 +53,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.MODEL_UNUSABLE: Sort(
         Severity.CRITICAL,
-        "Copy the model again, or name another one as text.model in appliance.toml ('coral-reef model list' shows them).",
+        "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
+        "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
