@@ -59,7 +59,8 @@ CONNECTIONS_LIMIT = 48
 
 @dataclass
 class Script:
-    """What the worker does with a question: its pieces (the rest after `gate`), then its end: a reason, a failure or death."""
+    """What the worker does with a question: its pieces (the rest after `gate`; all of them when it tells progress), then its
+    end: a reason, a failure or death."""
 
     pieces: Sequence[str] = ("Hello", " there", ".")
     gate: asyncio.Event | None = None
@@ -210,7 +211,7 @@ class FakeAppliance:
         for done, total in script.progress:
             peer.post(Progress(request_id=key, done=done, total=total))
         for number, piece in enumerate(script.pieces):
-            if number == 1 and script.gate is not None:
+            if number == (0 if script.progress else 1) and script.gate is not None:
                 waits = [asyncio.ensure_future(each.wait()) for each in (script.gate, stop)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for wait in waits:

@@ -101,7 +101,7 @@ async def test_the_place_in_the_queue_is_told(served: Served) -> None:
 
 async def test_progress_of_a_long_prompt(served: Served) -> None:
     gate = asyncio.Event()
-    served.fake.scripts["long"] = served.script(pieces=["", "end"], gate=gate, progress=[(128, 300)])
+    served.fake.scripts["long"] = served.script(pieces=["end"], gate=gate, progress=[(128, 300)])
     async with served.client.stream("POST", STREAM, json=ask("long")) as response:
         found = events(response.aiter_lines())
         started = await anext(found)

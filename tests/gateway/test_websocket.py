@@ -122,7 +122,7 @@ async def test_the_reply_as_one_token(served: Served) -> None:
 async def test_progress_of_a_long_prompt(served: Served, *, stream: bool) -> None:
     gate = asyncio.Event()
     message = f"long {stream}"
-    served.fake.scripts[message] = served.script(pieces=["", "end"], gate=gate, progress=[(128, 300)])
+    served.fake.scripts[message] = served.script(pieces=["end"], gate=gate, progress=[(128, 300)])
     async with talking(served) as talk:
         key = await talk.chat(message, stream=stream)
         progress = await talk.receive()
@@ -133,7 +133,7 @@ async def test_progress_of_a_long_prompt(served: Served, *, stream: bool) -> Non
                 "type": "done",
                 "payload": {
                     "request_id": key,
-                    "usage": {**USAGE, "completion_tokens": 2},
+                    "usage": {**USAGE, "completion_tokens": 1},
                     "finish_reason": "stop",
                 },
             },

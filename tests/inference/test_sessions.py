@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Semaphore
 
+import pytest
+
 import appliance.inference.preload  # noqa: F401  (how a worker imports the engine)
 from appliance.inference.text import TextEngine
 from appliance.wire.messages import Generate, Sampling, Turn
@@ -52,6 +54,7 @@ def converse(engine: TextEngine, number: int, places: Semaphore) -> tuple[list[s
     return replies, cached
 
 
+@pytest.mark.timeout(900)
 def test_each_writes_what_it_writes_alone(tmp_path: Path) -> None:
     model = add_endless_model(tmp_path)
     alone = []

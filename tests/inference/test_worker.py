@@ -39,7 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 #: What nobody else is promised: a busy machine is no failure. A place that is not given back takes ten times as long.
 FREED_WITHIN_S = 10.0
 
-LONG = "one two three four " * 1000
+LONG = "one two three four " * 300
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,12 +86,28 @@ def generate(request_id: str, message: str, max_tokens: int) -> Generate:
     return Generate(request_id=request_id, turns=[Turn("user", message)], sampling=sampling)
 
 
-async def until_finished(gateway: Connection[Any]) -> tuple[list[Message], Finished]:
+def is_of(message: Message, request_id: str) -> bool:
+    """Whether it belongs to this reply; a test that failed may have left another one behind."""
+    match message:
+        case Tokens(items=items):
+            return request_id in dict(items)
+        case Progress(request_id=found) | Finished(request_id=found):
+            return found == request_id
+    return False
+
+
+async def next_of(gateway: Connection[Any], request_id: str) -> Message:
+    async with asyncio.timeout(100):
+        while not is_of(message := await gateway.receive(), request_id):
+            pass
+    return message
+
+
+async def until_finished(gateway: Connection[Any], request_id: str) -> tuple[list[Message], Finished]:
     """What came before the end of a reply, and that end."""
     got: list[Message] = []
-    async with asyncio.timeout(100):
-        while not isinstance(message := await gateway.receive(), Finished):
-            got.append(message)
+    while not isinstance(message := await next_of(gateway, request_id), Finished):
+        got.append(message)
     return got, message
 
 
@@ -101,13 +117,13 @@ async def test_a_long_prompt_tells_how_far_it_is(
     monkeypatch.setattr(worker_module, "PROGRESS_AFTER_S", 0.0)
     monkeypatch.setattr(worker_module, "PROGRESS_EVERY_S", 0.0)
     gateway.post(generate("long", LONG, 2))
-    got, end = await until_finished(gateway)
+    got, end = await until_finished(gateway, "long")
     told = [message for message in got if isinstance(message, Progress)]
     assert {message.request_id for message in told} == {"long"}
     assert {message.total for message in told} == {end.usage.prompt_tokens}
     done = [message.done for message in told]
     assert done == sorted(done)
-    assert len(done) > 10
+    assert len(done) > 5
     first_text = next(number for number, message in enumerate(got) if isinstance(message, Tokens))
     assert not any(isinstance(message, Progress) for message in got[first_text:])
 
@@ -115,8 +131,8 @@ async def test_a_long_prompt_tells_how_far_it_is(
 async def test_not_too_often(gateway: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "PROGRESS_AFTER_S", 0.0)
     monkeypatch.setattr(worker_module, "PROGRESS_EVERY_S", 1000.0)
-    gateway.post(generate("seldom", LONG + "!", 2))
-    got, _ = await until_finished(gateway)
+    gateway.post(generate("seldom", f"again {LONG}", 2))
+    got, _ = await until_finished(gateway, "seldom")
     assert sum(isinstance(message, Progress) for message in got) == 1
 
 
@@ -125,7 +141,7 @@ async def test_a_short_prompt_tells_nothing(
 ) -> None:
     monkeypatch.setattr(worker_module, "PROGRESS_AFTER_S", 20.0)
     gateway.post(generate("short", "hello", 2))
-    got, _ = await until_finished(gateway)
+    got, _ = await until_finished(gateway, "short")
     assert not any(isinstance(message, Progress) for message in got)
 
 
@@ -142,7 +158,7 @@ async def first_text_after_cancel(gateway: Connection[Any], cancelled: str) -> t
                 case Finished(request_id=request_id) as finished:
                     if request_id == cancelled:
                         end = finished
-                    else:
+                    elif request_id == f"after {cancelled}":
                         answered = time.monotonic() - began
     return end, answered
 
@@ -150,7 +166,7 @@ async def first_text_after_cancel(gateway: Connection[Any], cancelled: str) -> t
 async def test_cancelled_while_it_writes(gateway: Connection[Any]) -> None:
     gateway.post(generate("writes", "hello", 8000))
     for _ in range(5):
-        assert isinstance(await gateway.receive(), Tokens | Progress)
+        await next_of(gateway, "writes")
     end, answered_s = await first_text_after_cancel(gateway, "writes")
     assert end.finish_reason is FinishReason.CANCELLED
     assert end.usage.prompt_tokens > 0
@@ -162,10 +178,10 @@ async def test_cancelled_while_it_reads(gateway: Connection[Any], monkeypatch: p
     monkeypatch.setattr(worker_module, "PROGRESS_AFTER_S", 0.0)
     monkeypatch.setattr(worker_module, "PROGRESS_EVERY_S", 0.0)
     gateway.post(generate("reads", f"not read before {LONG}", 8000))
-    progress = await gateway.receive()
+    progress = await next_of(gateway, "reads")
     assert isinstance(progress, Progress)
     end, answered_s = await first_text_after_cancel(gateway, "reads")
     assert end.finish_reason is FinishReason.CANCELLED
     assert end.usage.completion_tokens == 0
-    assert end.usage.prompt_tokens == progress.total > 3000
+    assert end.usage.prompt_tokens == progress.total > 1000
     assert answered_s < FREED_WITHIN_S
