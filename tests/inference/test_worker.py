@@ -98,8 +98,9 @@ def is_of(message: Message, request_id: str) -> bool:
 
 async def next_of(gateway: Connection[Any], request_id: str) -> Message:
     async with asyncio.timeout(100):
-        while not is_of(message := await gateway.receive(), request_id):
-            pass
+        message: Message = await gateway.receive()
+        while not is_of(message, request_id):
+            message = await gateway.receive()
     return message
 
 
