@@ -139,7 +139,7 @@ def test_the_installed_tree(machine: Machine) -> None:
     for script in (machine.root / HOME.relative_to("/") / "bin").iterdir():
         if script.is_file() and not script.is_symlink():
             first = script.read_bytes().partition(b"\n")[0]
-            assert not first.startswith(b"#!") or b"/mnt" not in first, script
+            assert not first.startswith(b"#!") or b"reef-root" not in first, script
 
 
 def test_users_and_folders(machine: Machine) -> None:
