@@ -9,7 +9,7 @@ STATE ?= .state
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench test-long install uninstall lock model clean
+.PHONY: help run test check format bench test-long install uninstall lock native wheel model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,9 +60,17 @@ lock:  ## choose the newest Python packages that pyproject.toml allows, with the
 	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
 	    --no-emit-find-links --no-header --output-file requirements-training.lock requirements-training.in
 
+native:  ## build the text engine for this machine's CPU (once; some minutes, up to twice as fast)
+	@./scripts/install native
+	@./scripts/native build
+
+wheel:  ## put the portable text engine back
+	@./scripts/install run
+	@./scripts/native undo
+
 model:  ## train the chat model anew (2 cores, under 90 minutes; goes on where it was stopped)
 	@./scripts/install training
 	@./scripts/make-chat-model
 
 clean:  ## remove what was installed here; leaves the state alone
-	rm -rf $(VENV) .venv-training .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-training .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -67,6 +67,11 @@ class Paths:
         return self.state / "run.lock"
 
     @property
+    def log_file(self) -> Path:
+        """What `coral-reef run` and its parts said; on a tower it is in the journal."""
+        return self.state / "logs/coral-reef.log"
+
+    @property
     def database(self) -> Path:
         return self.state / "coral-reef.db"
 
@@ -82,6 +87,11 @@ class Paths:
     def models(self) -> Path:
         """The owner's own models."""
         return self.state / "models"
+
+    @property
+    def model_choice(self) -> Path:
+        """Which model `coral-reef model load` chose last; none when appliance.toml decides. The folder is the supervisor's."""
+        return self.state / "supervisor/model.json"
 
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""

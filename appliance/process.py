@@ -49,3 +49,8 @@ def age_s() -> float:
     """Seconds since this process was started, its interpreter's own start included. proc(5), stat; exact to 10 ms."""
     fields = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: of the machine, or of the set that it was bound to. sched_getaffinity(2)."""
+    return len(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ ChatError
 ├── UnknownPersona      404
 ├── UnknownSession      404
 ├── BadMessage          400     empty, or longer than the owner allows
+├── NotServed           404     no worker has that model or adapter; `code` says which
 ├── Unavailable         503     no worker is there, or the queue is full; `code` says which
 ├── NotStored           503     the database is full, locked or broken; nothing was kept
 └── GenerationFailed    502     the worker died or its engine gave up; 400 when the message does not fit the model's window
@@ -43,6 +44,14 @@ class Unavailable(ChatError):
     status = 503
 
     def __init__(self, message: str, code: str = "unavailable") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotServed(ChatError):
+    status = 404
+
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 

@@ -13,9 +13,14 @@ class Generation(Protocol):
     """A place on a worker, for one reply."""
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
-        """Writes the reply, calling `on_text` with each piece. GenerationFailed when the worker dies or gives up."""
+        """Writes the reply, calling `on_text` with each piece and, while a long prompt is read, `on_progress` with the tokens
+        that were read and their total. GenerationFailed when the worker dies or gives up."""
         ...
 
     def cancel(self) -> None:
@@ -26,6 +31,12 @@ class Generation(Protocol):
 class Generator(Protocol):
     """Gives places."""
 
-    def lease(self, request_id: str, session_id: str) -> AbstractAsyncContextManager[Generation]:
-        """A place, and the session's lock with it. Unavailable when there is none in time."""
+    def lease(
+        self, request_id: str, session_id: str, *, model: str, adapter: str, on_queued: Callable[[int], None]
+    ) -> AbstractAsyncContextManager[Generation]:
+        """A place, and the session's lock with it. `on_queued` hears the place in the queue, 1 for the next, whenever it changes.
+
+        `model` is empty for the default model, `adapter` for none. NotServed when nobody has them, Unavailable when there is no
+        place in time.
+        """
         ...

@@ -30,12 +30,14 @@ HISTORY_LIMIT_BYTES = 384 * 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client wants answered. Without a session a new one is begun."""
+    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's."""
 
     persona_id: str
     message: str
     sampling: Sampling
     session_id: str | None = None
+    model: str = ""
+    adapter: str = ""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,19 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     session_id: str
     persona_id: str
+
+
+class Queued(msgspec.Struct, frozen=True):
+    """The request waits for a place on a worker; 1 is the next. Comes again as it moves up."""
+
+    position: int
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Before the first text of a long conversation: `done` of `total` tokens have been read."""
+
+    done: int
+    total: int
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -63,7 +78,7 @@ class Idle(msgspec.Struct, frozen=True):
     """Nothing has come for a while; only for who asks for it."""
 
 
-Event = Started | Text | Done | Idle
+Event = Started | Queued | Progress | Text | Done | Idle
 
 
 class Reply:
@@ -75,13 +90,15 @@ class Reply:
         self.task: asyncio.Task[None] | None = None
         self.content: list[str] = []
         self._read = 0
+        self._position: int | None = None
+        self._progress: Progress | None = None
         self._wake: asyncio.Future[None] | None = None
         self._end: Done | ChatError | None = None
         self._generation: Generation | None = None
         self._cancelled = False
 
     async def events(self, *, idle_s: float | None = None) -> AsyncGenerator[Event, None]:
-        """Started, any number of Text, Done; raises ChatError instead of Done. Leaving early cancels the reply.
+        """Started, any number of Queued, Progress and Text, then Done; raises ChatError instead. Leaving early cancels the reply.
 
         With `idle_s`, an Idle comes whenever nothing else has for as long.
         """
@@ -92,10 +109,16 @@ class Reply:
                 persona_id=self.session.persona_id,
             )
             while True:
-                if self._read < len(self.content):
+                if self._position is not None:
+                    position, self._position = self._position, None
+                    yield Queued(position)
+                elif self._read < len(self.content):
                     text = "".join(self.content[self._read :])
                     self._read = len(self.content)
                     yield Text(text)
+                elif self._progress is not None:
+                    progress, self._progress = self._progress, None
+                    yield progress
                 elif isinstance(self._end, Done):
                     yield self._end
                     return
@@ -120,20 +143,33 @@ class Reply:
         elif self._end is None and self.task is not None:
             self.task.cancel()  # still waiting for a place
 
+    def queued(self, position: int) -> None:
+        """Where the request stands now in the queue for a place."""
+        self._position = position
+        self._awake()
+
     def feed(self, text: str) -> None:
         """More text from the worker."""
         self.content.append(text)
+        self._progress = None
+        self._awake()
+
+    def progress(self, done: int, total: int) -> None:
+        """More of the prompt was read; whoever did not hear of the last time need not any more."""
+        self._progress = Progress(done, total)
         self._awake()
 
     def writing(self, generation: Generation | None) -> None:
         """The place where the reply is written, while it is."""
         self._generation = generation
+        self._position = None
         if generation is not None and self._cancelled:
             generation.cancel()
 
     def end(self, end: Done | ChatError) -> None:
         """No more follows."""
         self._end = end
+        self._progress = None
         self._awake()
 
     def _awake(self) -> None:
@@ -228,7 +264,13 @@ class Chat:
         """The task of one reply."""
         end: Done | ChatError = Done(finish_reason=FinishReason.CANCELLED, usage=Usage())
         try:
-            async with self._generator.lease(reply.request_id, reply.session.id) as generation:
+            async with self._generator.lease(
+                reply.request_id,
+                reply.session.id,
+                model=question.model,
+                adapter=question.adapter,
+                on_queued=reply.queued,
+            ) as generation:
                 history = await self._store.recent(reply.session.id, self._history_messages)
                 turns = [
                     Turn("system", persona.system),
@@ -256,7 +298,7 @@ class Chat:
         generation: Generation, turns: list[Turn], sampling: Sampling, reply: Reply
     ) -> Finished:
         """Lets the worker write; cancelling this task ends the reply in good order, with what was said until then."""
-        running = asyncio.create_task(generation.run(turns, sampling, reply.feed))
+        running = asyncio.create_task(generation.run(turns, sampling, reply.feed, reply.progress))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

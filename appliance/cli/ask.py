@@ -1,43 +1,67 @@
-"""One question to the supervisor's control socket."""
+"""Questions and orders to the supervisor's control socket."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
-from appliance.wire.frames import connect
-from appliance.wire.messages import FromSupervisor, Status, StatusRequest
+from appliance.wire.frames import Connection, connect
+from appliance.wire.messages import Done, Failure, FromSupervisor, Message, Status, StatusRequest
 
 from .exit_status import ExitStatus, Failed
 
 #: The supervisor answers in a millisecond; one that does not within this is stuck.
 ANSWER_TIMEOUT_S = 5.0
 
+#: The id of the one order that a command gives.
+REQUEST_ID = "cli"
+
+#: What a supervisor's refusal is for a script; anything else is FAILED.
+_STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION}
+
 
 def ask_status(paths: Paths) -> Status:
     """The status of the running appliance; Failed when there is none."""
+    answer = _ask(paths, StatusRequest(), ANSWER_TIMEOUT_S)
+    assert isinstance(answer, Status)
+    return answer
+
+
+def order(paths: Paths, message: Message, *, timeout_s: float) -> str:
+    """Has the supervisor carry something out; returns its sentence. Failed with its reason when it does not."""
+    answer = _ask(paths, message, timeout_s)
+    if isinstance(answer, Failure):
+        raise Failed(answer.message, _STATUSES.get(answer.code, ExitStatus.FAILED))
+    assert isinstance(answer, Done)
+    return answer.detail
+
+
+@asynccontextmanager
+async def connected(paths: Paths) -> AsyncIterator[Connection[Message]]:
+    """A connection to the control socket."""
+    connection = await connect(str(paths.control_socket), FromSupervisor, name="coral-reef")
     try:
-        return asyncio.run(_status(paths))
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _ask(paths: Paths, message: Message, timeout_s: float) -> Message:
+    async def ask() -> Message:
+        async with asyncio.timeout(timeout_s), connected(paths) as connection:
+            await connection.send(message)
+            return await connection.receive()
+
+    try:
+        return asyncio.run(ask())
     except Disconnected:
         raise Failed(
             f"no appliance is running with {paths.state}: start one with 'make run'", ExitStatus.UNAVAILABLE
         ) from None
     except TimeoutError:
-        raise Failed(
-            f"the supervisor did not answer in {ANSWER_TIMEOUT_S:.0f} s", ExitStatus.UNAVAILABLE
-        ) from None
+        raise Failed(f"the supervisor did not answer in {timeout_s:.0f} s", ExitStatus.UNAVAILABLE) from None
     except WireError as error:
         raise Failed(str(error)) from None
-
-
-async def _status(paths: Paths) -> Status:
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        connection = await connect(str(paths.control_socket), FromSupervisor, name="coral-reef status")
-        try:
-            await connection.send(StatusRequest())
-            answer = await connection.receive()
-        finally:
-            await connection.close()
-    assert isinstance(answer, Status)
-    return answer

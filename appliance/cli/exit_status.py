@@ -12,6 +12,7 @@ class ExitStatus(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    BAD_MODEL = os.EX_DATAERR  # 65
     UNAVAILABLE = os.EX_UNAVAILABLE  # 69
     CANNOT_CREATE = os.EX_CANTCREAT  # 73
     BAD_DATABASE = os.EX_IOERR  # 74
@@ -25,10 +26,11 @@ MEANINGS = {
     ExitStatus.OK: "done",
     ExitStatus.FAILED: "the appliance answered with an error",
     ExitStatus.USAGE: "wrong use of the command",
+    ExitStatus.BAD_MODEL: "a model's file is damaged, incomplete or of the wrong kind",
     ExitStatus.UNAVAILABLE: "the appliance is not running, or a part of it does not start",
-    ExitStatus.CANNOT_CREATE: "a folder or file cannot be written",
+    ExitStatus.CANNOT_CREATE: "a folder or file cannot be written, or the disk is full",
     ExitStatus.BAD_DATABASE: "the database or its key cannot be used",
-    ExitStatus.IN_USE: "the port or the state folder is in use",
+    ExitStatus.IN_USE: "the port, the state folder or the model is in use",
     ExitStatus.REFUSED: "the API key was refused",
     ExitStatus.BAD_CONFIGURATION: "a configuration file has errors",
     ExitStatus.INTERRUPTED: "stopped by Ctrl-C",

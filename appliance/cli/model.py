@@ -1,4 +1,4 @@
-"""`coral-reef model list`: the models that the appliance has."""
+"""`coral-reef model`: the models that the appliance has, and what each of them is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,28 @@ import msgspec
 
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
+from appliance.inference.gguf import Gguf, read_gguf
 from appliance.paths import Paths
 from appliance.wire.messages import ModelStatus
 
+from . import model_files, model_load
 from .ask import ask_status
+from .chat import printable
 from .exit_status import ExitStatus, Failed
+from .model_names import complete_model
 from .place import add_place_options, paths_of
 from .tables import print_table, size
+
+#: Of a chat template that is shown: enough to see for which roles it is and what marks a turn.
+TEMPLATE_LINES = 8
+TEMPLATE_COLUMNS = 100
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
-        "model", help="show the models", description="The models that the appliance has."
+        "model",
+        help="list, add, check, load and remove models",
+        description="The models that the appliance has: those that ship and your own.",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser(
@@ -29,6 +39,20 @@ def add_parser(commands: Any) -> None:
     listing.add_argument("--json", action="store_true", help="print JSON for programs")
     add_place_options(listing)
     listing.set_defaults(run=run_list)
+
+    showing = actions.add_parser(
+        "show",
+        help="show what one is",
+        description="Shows a model's architecture, window, size, checksum and chat template.",
+    )
+    named = showing.add_argument("name", metavar="NAME", help="as 'coral-reef model list' shows it")
+    named.completer = complete_model
+    showing.add_argument("--json", action="store_true", help="print JSON for programs")
+    add_place_options(showing)
+    showing.set_defaults(run=run_show)
+
+    model_files.add_parsers(actions)
+    model_load.add_parser(actions)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -74,3 +98,73 @@ def known(paths: Paths) -> list[ModelStatus]:
         ]
     except InferenceError as error:
         raise Failed(str(error)) from None
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    paths = paths_of(arguments)
+    try:
+        model = models.find(paths, arguments.name)
+    except InferenceError as error:
+        raise Failed(str(error)) from None
+    try:
+        head = read_gguf(model.path)
+    except InferenceError as error:
+        raise Failed(f"the model {model.name}: {model.path}: {error}", ExitStatus.BAD_MODEL) from None
+    except OSError as error:
+        raise Failed(
+            f"the model {model.name}: {model.path}: {error.strerror}", ExitStatus.BAD_MODEL
+        ) from None
+    if arguments.json:
+        print_json(model, head)
+    else:
+        show(model, head)
+    return ExitStatus.OK
+
+
+def print_json(model: models.Model, head: Gguf) -> None:
+    """A model for programs: its entry in the manifest, where it lies, and what its file says."""
+    found = {"model": model.entry, "path": str(model.path), "shipped": model.shipped, "gguf": head}
+    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+
+
+def show(model: models.Model, head: Gguf) -> None:
+    """Prints a model for people; of its template the first lines."""
+    entry = model.entry
+    lines = [
+        ("model", f"{model.name} ({'ships with Coral-Reef' if model.shipped else 'yours'})"),
+        ("title", head.name),
+        (
+            "architecture",
+            ", ".join(filter(None, (head.architecture, _count(head.parameters), head.quantisation))),
+        ),
+        ("window", f"{head.context_tokens} tokens" if head.context_tokens else "the file does not say"),
+        ("size", f"{size(entry.size_bytes)} ({entry.size_bytes} bytes)"),
+        ("SHA-256", entry.sha256),
+        ("file", str(model.path)),
+    ]
+    for label, text in lines:
+        if text:
+            print(f"{label:<14}{printable(text)}")
+    print("chat template " + template(head.chat_template))
+
+
+def template(text: str) -> str:
+    """The first lines of a chat template, indented; `none` when there is none."""
+    if not text.strip():
+        return "none"
+    lines = printable(text).expandtabs(2).splitlines()
+    shown = [
+        f"  {line[:TEMPLATE_COLUMNS]}{'...' if len(line) > TEMPLATE_COLUMNS else ''}"
+        for line in lines[:TEMPLATE_LINES]
+    ]
+    if len(lines) > TEMPLATE_LINES:
+        shown.append(f"  ({len(lines) - TEMPLATE_LINES} more lines)")
+    return "\n".join([f"{len(text)} characters", *shown])
+
+
+def _count(parameters: int) -> str:
+    """`4.95 million parameters`."""
+    for unit, word in ((10**9, "billion"), (10**6, "million")):
+        if parameters >= unit:
+            return f"{parameters / unit:.3g} {word} parameters"
+    return f"{parameters} parameters"

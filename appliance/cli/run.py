@@ -22,7 +22,9 @@ from appliance.config.load import Settings
 from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
+from appliance.telemetry.log_file import Copier, LogFile
 
+from .ask import ask_status
 from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
 
@@ -35,6 +37,12 @@ FAILURES_LIMIT = 5
 
 #: What a first start may take on a slow machine before something is wrong.
 START_TIMEOUT_S = 60.0
+
+#: The greeting waits this long to say whether the model could be loaded; a large one takes longer.
+GREETING_PATIENCE_S = 1.0
+
+#: What a gateway needs beyond `drain_s` to cancel, to store and to cut off, and its parent to see it.
+GATEWAY_STOP_S = 15.0
 
 
 def add_parser(commands: Any) -> None:
@@ -75,8 +83,29 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_or_explain(paths)
     if settings is None:
         return ExitStatus.BAD_CONFIGURATION
-    with _only_instance(paths), _bind(settings, _port_of(arguments, settings)) as listener:
-        return _Launcher(paths, settings, listener).run()
+    with (
+        _only_instance(paths),
+        _bind(settings, _port_of(arguments, settings)) as listener,
+        _copied_log(paths) as log_pipe,
+    ):
+        return _Launcher(paths, settings, listener, log_pipe).run()
+
+
+@contextlib.contextmanager
+def _copied_log(paths: Paths) -> Iterator[int]:
+    """The descriptor that the appliance's processes, this one included, write their log to: it is shown here and kept on disk."""
+    try:
+        copier = Copier(LogFile(paths.log_file))
+    except OSError as error:
+        raise Failed(f"cannot write {paths.log_file}: {error.strerror}", ExitStatus.CANNOT_CREATE) from None
+    with os.fdopen(os.dup(copier.descriptor), "w", buffering=1, encoding="utf-8", errors="replace") as stream:
+        set_up_logging("run", stream=stream)
+        try:
+            yield copier.descriptor
+        finally:
+            set_up_logging("run")
+            stream.close()
+            copier.close()
 
 
 def _make_folders(paths: Paths) -> None:
@@ -159,7 +188,7 @@ class _Part:
         self._started = 0.0
         self.failures = 0
 
-    def start(self, environment: dict[str, str], *, ready: int | None = None) -> None:
+    def start(self, environment: dict[str, str], log_pipe: int, *, ready: int | None = None) -> None:
         """Starts the process; it writes a byte to `ready` when it serves."""
         command, descriptors = self._command, self._descriptors
         if ready is not None:
@@ -170,6 +199,7 @@ class _Part:
             env=environment,
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
+            stderr=log_pipe,
             # Ctrl-C reaches the whole foreground group; the launcher alone decides in which order things end.
             process_group=0,
         )
@@ -200,8 +230,9 @@ class _Part:
 class _Launcher:
     """Starts the parts, watches them, ends them in order."""
 
-    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, paths: Paths, settings: Settings, listener: socket.socket, log_pipe: int) -> None:
         self._paths, self._settings, self._listener = paths, settings, listener
+        self._log_pipe = log_pipe
         self._environment = {
             **os.environ,
             "CORAL_REEF_STATE": str(paths.state),
@@ -225,7 +256,7 @@ class _Launcher:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
             began = time.monotonic()
-            self._supervisor.start(self._environment)
+            self._supervisor.start(self._environment, self._log_pipe)
             write_atomically(
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
@@ -244,7 +275,7 @@ class _Launcher:
         """Starts it and waits until it serves; False when it was told to stop, or a part ended, before."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            self._gateway.start(self._environment, ready=ready_write)
+            self._gateway.start(self._environment, self._log_pipe, ready=ready_write)
             os.close(ready_write)
             ready_write = -1
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -281,7 +312,7 @@ class _Launcher:
                 os.read(wake, 4096)
             if not self._stopping:
                 for part in dead:
-                    part.start(self._environment)
+                    part.start(self._environment, self._log_pipe)
         return ExitStatus.OK
 
     def _end(self) -> None:
@@ -289,7 +320,7 @@ class _Launcher:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
-        self._gateway.stop(self._settings.appliance.gateway.drain_s + 15)
+        self._gateway.stop(self._settings.appliance.gateway.drain_s + GATEWAY_STOP_S)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
 
@@ -304,8 +335,26 @@ class _Launcher:
             f"  chat      {command} chat{option}        (in another terminal)",
             f"  API       {url}/docs   key: {_shortest(self._paths.admin_key)}",
             "  stop      Ctrl-C",
+            *self._model_trouble(),
         )
         print("\n" + "\n".join(lines) + "\n", flush=True)
+
+    def _model_trouble(self) -> list[str]:
+        """What the owner should know when nobody would answer a chat now."""
+        deadline = time.monotonic() + GREETING_PATIENCE_S
+        while True:
+            try:
+                status = ask_status(self._paths)
+            except Failed as error:
+                return [f"  problem   {error}"]
+            reason = "; ".join(worker.detail for worker in status.workers if worker.detail)
+            if status.ready:
+                return []
+            if reason:
+                return [f"  problem   no replies: {reason}"]
+            if self._stopping or time.monotonic() > deadline:
+                return [f"  wait      the model {status.model} is being loaded"]
+            time.sleep(0.05)
 
 
 def _on_path() -> bool:

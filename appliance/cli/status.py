@@ -7,17 +7,19 @@ from typing import Any
 
 import msgspec
 
-from appliance.wire.messages import Status
+from appliance.wire.messages import EngineBuild, Status
 
 from .ask import ask_status
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
-from .tables import duration, print_table, size
+from .repair import show_repairs
+from .tables import duration
+from .worker import show_workers
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
-        "status", help="show what the appliance does", description="Shows workers, requests and warnings."
+        "status", help="show what the appliance does", description="Shows workers, requests and repairs."
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     add_place_options(parser)
@@ -33,6 +35,15 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK if status.ready else ExitStatus.FAILED
 
 
+def engine_in_words(engine: EngineBuild) -> str:
+    """Which build of the engine runs, and how to get a faster one."""
+    if engine.build == "native":
+        build = "built for this CPU"
+    else:
+        build = "the portable build; 'make native' makes a faster one for this CPU"
+    return f"engine: xllamacpp {engine.version}, {build} ({' '.join(engine.features)})"
+
+
 def show(status: Status) -> None:
     """Prints the status for people."""
     state = "ready" if status.ready else "not ready"
@@ -43,19 +54,11 @@ def show(status: Status) -> None:
         f"{status.leases} replies now, {status.waiting} waiting; {status.requests} so far "
         f"({status.prompt_tokens} tokens read, {status.completion_tokens} written)"
     )
-    rows = [
-        (
-            worker.name,
-            worker.model,
-            worker.state,
-            f"{worker.leases}/{worker.slots}",
-            size(worker.rss_bytes),
-            duration(worker.since_s),
-            str(worker.restarts),
-            worker.detail,
+    show_workers(status.workers)
+    if status.model != status.configured_model:
+        print(
+            f"{status.model} was chosen with 'coral-reef model load'; appliance.toml says {status.configured_model}"
         )
-        for worker in status.workers
-    ]
-    print_table(("worker", "model", "state", ">replies", ">memory", ">since", ">restarts", "note"), rows)
-    for warning in status.warnings:
-        print(f"warning: {warning}")
+    for build in dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine):
+        print(build)
+    show_repairs(status.repairs)

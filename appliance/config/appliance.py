@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -18,8 +19,11 @@ class Gateway(Section, frozen=True):
     """The HTTP server; where it listens stands in `network.yaml`, under `api`."""
 
     processes: Annotated[
-        int, Meta(ge=0, le=64, description="Processes that share the port; 0: one a core.")
+        int, Meta(ge=0, le=64, description="Processes that share the port; 0: one for each core.")
     ] = 0
+    connections_limit: Annotated[
+        int, Meta(ge=16, le=65_536, description="Open connections of each process; more get 503.")
+    ] = 1024
     message_limit_chars: Annotated[int, Meta(ge=1, le=100_000, description="Longest chat message.")] = 8000
     body_limit_bytes: Annotated[int, Meta(ge=1024, le=1_048_576, description="Largest request body.")] = (
         65_536
@@ -53,8 +57,8 @@ class Text(Section, frozen=True):
         int, Meta(ge=0, le=131_072, description="Window of one reply; 0: as the model was trained.")
     ] = 0
     batch_tokens: Annotated[
-        int, Meta(ge=32, le=4096, description="Tokens that the engine takes in one step.")
-    ] = 128
+        int, Meta(ge=0, le=4096, description="Tokens that the engine takes in one step; 0: as measured.")
+    ] = 0
     cache_mib: Annotated[
         int, Meta(ge=0, le=65_536, description="Memory for prompts seen before; 0: none.")
     ] = 64
@@ -63,9 +67,20 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
-class Scheduler(Section, frozen=True):
-    """Requests that wait for a slot."""
+class PlacementName(StrEnum):
+    """How a worker is chosen for a request."""
 
+    AFFINITY = "affinity"  # the one that the session had last, else the least loaded
+    LEAST_LOADED = "least_loaded"
+    ROUND_ROBIN = "round_robin"
+
+
+class Scheduler(Section, frozen=True):
+    """Which worker a request gets, and how long it waits for one."""
+
+    placement: Annotated[
+        PlacementName, Meta(description="How a worker is chosen; affinity: the one the session had last.")
+    ] = PlacementName.AFFINITY
     queue_limit: Annotated[
         int, Meta(ge=1, le=10_000, description="How many may wait; more are turned away at once.")
     ] = 256

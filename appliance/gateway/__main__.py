@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from appliance.config.load import Settings, load
 from appliance.identity.admin_key import ensure_admin_key
 from appliance.identity.errors import IdentityError
 from appliance.paths import Paths
-from appliance.process import die_with_parent, watchdog_period_s
+from appliance.process import available_cores, die_with_parent, watchdog_period_s
 from appliance.storage.database import Database
 from appliance.storage.errors import StorageError
 from appliance.telemetry.log import set_up_logging
@@ -26,6 +27,12 @@ from appliance.telemetry.log import set_up_logging
 from .processes import BEAT_S, Plan, Processes
 
 log = logging.getLogger(__name__)
+
+#: Database, workers, libraries; generous.
+DESCRIPTORS_BESIDE_CONNECTIONS = 256
+
+#: Processes on a machine with more cores than that, unless its owner says otherwise.
+PROCESSES_LIMIT = 64
 
 
 def main() -> int:
@@ -122,7 +129,8 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
         uvloop.run(life())
         return 0
 
-    return Plan(gateway.processes or len(os.sched_getaffinity(0)), run, gateway.drain_s)
+    allow_descriptors(gateway.connections_limit)
+    return Plan(gateway.processes or min(available_cores(), PROCESSES_LIMIT), run, gateway.drain_s)
 
 
 def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
@@ -136,6 +144,16 @@ def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
             port,
             ", ".join(map(str, sorted(ports))),
         )
+
+
+def allow_descriptors(connections: int) -> None:
+    """As many open files as that many connections need, and some for the rest; the usual limit of 1,024 is a soft one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + DESCRIPTORS_BESIDE_CONNECTIONS
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        log.warning("only %d open files are allowed, %d connections may need %d", hard, connections, wanted)
+        wanted = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def prepare(paths: Paths) -> None:

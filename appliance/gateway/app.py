@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Litestar, Request, Router
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.exceptions import NotFoundException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -31,6 +33,11 @@ from .links import SupervisorLink
 from .pages import docs, openapi_json
 from .problems import HANDLERS
 from .store import ConversationStore
+
+
+async def nothing_here(request: Request[Any, Any, Any]) -> None:
+    """`/openapi.json` is the one description, and `/docs` the one page."""
+    raise NotFoundException(f"no {request.url.path}; the description is /openapi.json")
 
 
 def create_app(paths: Paths, appliance: Appliance) -> Litestar:
@@ -108,8 +115,11 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             version=__version__,
             description="Chat with the personas of a Coral-Reef tower.",
             use_handler_docstrings=True,
-            path="/openapi",  # the framework's own place for it answers every path below with HTML: keep that off "/"
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            # The framework insists on a place of its own for the description, and answers every path below it with HTML.
+            openapi_router=Router(
+                "/openapi", route_handlers=[], include_in_schema=False, before_request=nothing_here
+            ),
+            render_plugins=[JsonRenderPlugin()],
             components=Components(
                 security_schemes={
                     "key": SecurityScheme(

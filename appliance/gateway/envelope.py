@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.chat.errors import ChatError
-from appliance.chat.replies import Done, Started, Text
+from appliance.chat.replies import Done, Progress, Queued, Started, Text
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,6 +57,19 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ]
         | None
     ) = None
+    model: (
+        Annotated[
+            str, Meta(min_length=1, max_length=128, description="which model writes; left out: the default")
+        ]
+        | None
+    ) = None
+    adapter: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=128, description="which of the model's adapters; left out: none"),
+        ]
+        | None
+    ) = None
     stream: Annotated[
         bool, Meta(description="WebSocket only: false sends the reply as one token message")
     ] = True
@@ -96,16 +109,22 @@ def write(kind: str, payload: dict[str, Any]) -> bytes:
     return _encode({"type": kind, "payload": payload})
 
 
-def of_event(event: Started | Text | Done, request_id: str) -> bytes:
+def of_event(event: Started | Queued | Progress | Text | Done, request_id: str) -> bytes:
     """The message of an event of a reply."""
     match event:
         case Text(content=content):
             return write("token", {"content": content, "request_id": request_id})
         case Done(finish_reason=reason, usage=usage):
             return write("done", {"request_id": request_id, "usage": usage, "finish_reason": reason})
+        case Progress(done=done, total=total):
+            data = {"request_id": request_id, "done": done, "total": total}
+            return write("system", {"event": "progress", "data": data})
         case Started(session_id=session_id, persona_id=persona_id):
             data = {"request_id": request_id, "session_id": session_id, "persona_id": persona_id}
             return write("system", {"event": "request_started", "data": data})
+        case Queued(position=position):
+            waiting = {"request_id": request_id, "position": position}
+            return write("system", {"event": "queued", "data": waiting})
 
 
 def of_error(error: ChatError, request_id: str | None) -> bytes:

@@ -31,18 +31,24 @@ class LeasedGeneration:
     """A place on a worker, held by a lease."""
 
     def __init__(
-        self, request_id: str, worker: WorkerLink, again: Callable[[], Awaitable[WorkerLink]]
+        self, request_id: str, adapter: str, worker: WorkerLink, again: Callable[[], Awaitable[WorkerLink]]
     ) -> None:
         """`again` gives the lease back and takes another."""
-        self._request_id, self._worker, self._again = request_id, worker, again
+        self._request_id, self._adapter, self._worker, self._again = request_id, adapter, worker, again
         self._cancelled = False
         self.usage = Usage()
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
         """Writes the reply. A worker that dies before its first word is replaced; nobody has heard of it."""
-        request = Generate(request_id=self._request_id, turns=list(turns), sampling=sampling)
+        request = Generate(
+            request_id=self._request_id, turns=list(turns), sampling=sampling, adapter=self._adapter
+        )
         said = False
 
         def tell(text: str) -> None:
@@ -51,7 +57,7 @@ class LeasedGeneration:
             on_text(text)
 
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            writing = asyncio.ensure_future(self._worker.generate(request, tell))
+            writing = asyncio.ensure_future(self._worker.generate(request, tell, on_progress))
             if self._cancelled:
                 await asyncio.sleep(0)  # let it send the request before the cancel
                 self._worker.cancel(self._request_id)
@@ -80,22 +86,32 @@ class LeasedGenerator:
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
-    async def lease(self, request_id: str, session_id: str) -> AsyncIterator[LeasedGeneration]:
+    async def lease(
+        self, request_id: str, session_id: str, *, model: str, adapter: str, on_queued: Callable[[int], None]
+    ) -> AsyncIterator[LeasedGeneration]:
+        async def place() -> WorkerLink:
+            return await self._place(
+                request_id,
+                lambda: self._supervisor.lease(
+                    request_id, session_id, model=model, adapter=adapter, on_queued=on_queued
+                ),
+            )
+
         async def again() -> WorkerLink:
             self._supervisor.settle(request_id, Usage())
-            return await self._place(request_id, session_id)
+            return await place()
 
-        generation = LeasedGeneration(request_id, await self._place(request_id, session_id), again)
+        generation = LeasedGeneration(request_id, adapter, await place(), again)
         try:
             yield generation
         finally:
             self._supervisor.settle(request_id, generation.usage)
 
-    async def _place(self, request_id: str, session_id: str) -> WorkerLink:
+    async def _place(self, request_id: str, lease: Callable[[], Awaitable[LeaseGranted]]) -> WorkerLink:
         """A lease, and the connection to its worker. A worker that died a moment ago is given once more before the supervisor
         knows: the lease goes back and another is asked for."""
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            granted = await self._supervisor.lease(request_id, session_id)
+            granted = await lease()
             try:
                 return await self._worker(granted)
             except BaseException as error:
@@ -113,6 +129,10 @@ class LeasedGenerator:
     async def status(self) -> Status:
         """What the supervisor knows."""
         return await self._supervisor.status()
+
+    async def recent_status(self) -> Status:
+        """What the supervisor knew a second ago, at the most."""
+        return await self._supervisor.recent_status()
 
     async def close(self) -> None:
         for worker in self._workers.values():

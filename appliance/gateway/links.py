@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from appliance.chat.errors import GenerationFailed, Unavailable
+from appliance.chat.errors import ChatError, GenerationFailed, NotServed, Unavailable
 from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
@@ -17,8 +17,10 @@ from appliance.wire.messages import (
     FromSupervisor,
     Generate,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
+    Progress,
     Status,
     StatusRequest,
     Tokens,
@@ -29,6 +31,11 @@ log = logging.getLogger(__name__)
 
 #: The code of a reply whose worker ended.
 WORKER_LOST = "worker_lost"
+
+#: Codes of the supervisor's for what no worker has.
+NOT_SERVED = frozenset({"unknown_model", "unknown_adapter"})
+#: How old a status may be that is good enough for whoever asks how the appliance is.
+RECENT_S = 1.0
 
 #: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
 RECONNECT_S = 0.1
@@ -46,28 +53,46 @@ class SupervisorLink:
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
+        self._on_queued: dict[str, Callable[[int], None]] = {}
         self._statuses: list[asyncio.Future[Status]] = []
+        self._recent: asyncio.Task[Status] | None = None
+        self._recent_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="supervisor link")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._recent) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def connected(self) -> bool:
         return self._connection is not None
 
-    async def lease(self, request_id: str, session_id: str) -> LeaseGranted:
-        """Waits for a place. Unavailable when there is none in time; a cancelled wait withdraws the request."""
+    async def lease(
+        self,
+        request_id: str,
+        session_id: str,
+        *,
+        model: str = "",
+        adapter: str = "",
+        on_queued: Callable[[int], None] = lambda _: None,
+    ) -> LeaseGranted:
+        """Waits for a place; `on_queued` hears where in the queue. A cancelled wait withdraws the request.
+
+        Unavailable when there is no place in time, NotServed when no worker has the model or the adapter.
+        """
         connection = await self._reach()
         answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
         self._leases[request_id] = answer
+        self._on_queued[request_id] = on_queued
         try:
-            connection.post(LeaseRequest(request_id=request_id, session_id=session_id))
+            connection.post(
+                LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
+            )
             async with asyncio.timeout(self._queue_s + self._answer_s):
                 return await answer
         except TimeoutError:
@@ -79,6 +104,7 @@ class SupervisorLink:
             raise
         finally:
             self._leases.pop(request_id, None)
+            self._on_queued.pop(request_id, None)
 
     def settle(self, request_id: str, usage: Usage) -> None:
         """Gives a lease back. When the supervisor is away there is nothing to give: leases died with the connection."""
@@ -102,6 +128,21 @@ class SupervisorLink:
                 return await answer
         except TimeoutError:
             raise _stuck() from None
+        finally:
+            if answer in self._statuses:
+                self._statuses.remove(answer)
+
+    async def recent_status(self) -> Status:
+        """As `status`, but up to RECENT_S old: however many ask, the supervisor is asked once."""
+        now = asyncio.get_running_loop().time()
+        task = self._recent
+        if task is None or (
+            task.done() and (now - self._recent_at > RECENT_S or task.exception() is not None)
+        ):
+            task = self._recent = asyncio.create_task(self.status(), name="recent status")
+            task.add_done_callback(_retrieve)
+            self._recent_at = now
+        return await asyncio.shield(task)
 
     async def _reach(self) -> Connection[Any]:
         try:
@@ -141,9 +182,14 @@ class SupervisorLink:
                     if not waiting.done():
                         waiting.set_exception(gone)
                 self._statuses.clear()
+                if self._recent is not None and self._recent.done():
+                    self._recent = None
 
-    def _take(self, message: LeaseGranted | Failure | Status) -> None:
+    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
         match message:
+            case LeaseQueued(request_id=request_id, position=position):
+                if request_id in self._on_queued:
+                    self._on_queued[request_id](position)
             case LeaseGranted(request_id=request_id):
                 waiting = self._leases.get(request_id)
                 if waiting is not None and not waiting.done():
@@ -156,16 +202,16 @@ class SupervisorLink:
             case Failure(code=code, message=text, request_id=request_id):
                 waiting = self._leases.get(request_id)
                 if waiting is not None and not waiting.done():
-                    waiting.set_exception(Unavailable(text, code))
+                    waiting.set_exception(_refused(text, code))
                 elif not request_id:
                     log.error("the supervisor refused: %s", text)
 
 
 class _Stream:
-    """One reply: where its text goes and how it ended."""
+    """One reply: where its text and its progress go and how it ended."""
 
-    def __init__(self, on_text: Callable[[str], None]) -> None:
-        self.on_text = on_text
+    def __init__(self, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]) -> None:
+        self.on_text, self.on_progress = on_text, on_progress
         self.end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
 
@@ -182,11 +228,13 @@ class WorkerLink:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def generate(self, request: Generate, on_text: Callable[[str], None]) -> Finished:
+    async def generate(
+        self, request: Generate, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]
+    ) -> Finished:
         """One reply. GenerationFailed when the worker dies or its engine gives up."""
         if not self.alive:
             raise _lost(self._name)
-        stream = self._streams[request.request_id] = _Stream(on_text)
+        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
         try:
             try:
                 self._connection.post(request)
@@ -205,7 +253,10 @@ class WorkerLink:
             while True:
                 self._take(await self._connection.receive())
         except (Disconnected, FrameError) as error:
-            log.warning("lost worker %s: %s", self._name, error)
+            # One that was replaced or restarted in good order has no stream of ours any more.
+            log.log(
+                logging.WARNING if self._streams else logging.INFO, "lost worker %s: %s", self._name, error
+            )
         finally:
             self.alive = False
             self._connection.abort()
@@ -213,13 +264,17 @@ class WorkerLink:
                 if not stream.end.done():
                     stream.end.set_exception(_lost(self._name))
 
-    def _take(self, message: Tokens | Finished | Failure) -> None:
+    def _take(self, message: Tokens | Progress | Finished | Failure) -> None:
         match message:
             case Tokens(items=items):
                 for request_id, text in items:
                     stream = self._streams.get(request_id)
                     if stream is not None:
                         stream.on_text(text)
+            case Progress(request_id=request_id, done=done, total=total):
+                stream = self._streams.get(request_id)
+                if stream is not None:
+                    stream.on_progress(done, total)
             case Finished(request_id=request_id):
                 stream = self._streams.get(request_id)
                 if stream is not None and not stream.end.done():
@@ -230,6 +285,16 @@ class WorkerLink:
                     stream.end.set_exception(GenerationFailed(text, code))
                 elif not request_id:
                     log.error("worker %s refused: %s", self._name, text)
+
+
+def _refused(text: str, code: str) -> ChatError:
+    return NotServed(text, code) if code in NOT_SERVED else Unavailable(text, code)
+
+
+def _retrieve(task: asyncio.Task[Status]) -> None:
+    """Looks at how it ended: those who asked may all have gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _stuck() -> Unavailable:

@@ -10,6 +10,7 @@ import msgspec
 from litestar import Litestar, MediaType, Request, get
 
 from .envelope import ChatRequest
+from .problems import MEANINGS, Problem
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --coral: #e8604c; }
@@ -35,19 +36,48 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <tr><th>you send</th><td><code>chat</code> (the body of <code>POST /api/v1/chat</code>, and <code>stream</code>),
 <code>cancel {{request_id}}</code>, <code>ping</code></td></tr>
 <tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
+<code>system {{event: "queued", data: {{request_id, position}}}}</code> while it waits (1 is the next),
+<code>system {{event: "progress", data: {{request_id, done, total}}}}</code> while a long conversation is read (tokens),
 <code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
 </table>
 """
 
 
+#: The errors of each operation, beside 401 wherever a key is needed.
+ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("post", "/api/v1/chat"): (400, 404, 413, 502, 503),
+    ("post", "/api/v1/chat/stream"): (400, 404, 413, 503),
+    ("get", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
+    ("delete", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
+    ("get", "/api/v1/personas"): (),
+    ("get", "/api/v1/system/status"): (503,),
+    ("get", "/api/v1/system/models"): (503,),
+    ("get", "/health"): (),
+}
+
+
 def describe(app: Litestar) -> dict[str, Any]:
-    """The framework's description, with our request as msgspec describes it: the framework leaves out limits of 0, and that
-    unknown fields are refused."""
+    """The framework's description, with our request and our errors as they are: the framework leaves out limits of 0, and that
+    unknown fields are refused, and knows of one error only, in a form of its own."""
     found = app.openapi_schema.to_schema()
-    _, components = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components(
+        [ChatRequest, Problem], ref_template="#/components/schemas/{name}"
+    )
     found["components"]["schemas"].update(components)
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
+            errors = [*ERRORS[method, path], *([401] if operation.get("security") else [])]
+            kept = {status: each for status, each in operation["responses"].items() if status < "400"}
+            operation["responses"] = kept | {str(status): _problem(status) for status in sorted(errors)}
+    health = found["paths"]["/health"]["get"]["responses"]
+    health["503"] = {**health["200"], "description": "a chat would not be answered; `detail` says why"}
     return found
+
+
+def _problem(status: int) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": MEANINGS[status], "content": {"application/problem+json": {"schema": schema}}}
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)

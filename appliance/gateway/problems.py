@@ -38,6 +38,17 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     errors: list[Field] = []
 
 
+#: What the status of a problem means, for the description of the API.
+MEANINGS = {
+    400: "the request is wrong; `errors` names the fields",
+    401: "no API key, or one that is not valid",
+    404: "there is no such persona or session, or it is not yours",
+    413: "the body is too large",
+    502: "the worker died, or its engine gave up; ask again",
+    503: "no place was free in time, or a part is being restarted; `Retry-After` says when to ask again",
+}
+
+
 def respond(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
     """The response that carries a problem."""
     return Response(

@@ -18,7 +18,7 @@ from appliance import __version__
 from appliance.chat.errors import ChatError, Unavailable
 from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
 from appliance.config.appliance import Chat as ChatSettings
-from appliance.wire.messages import FinishReason, ModelStatus, Sampling, Status, Usage
+from appliance.wire.messages import FinishReason, ModelStatus, Repair, Sampling, Status, Usage
 
 from .auth import Caller
 from .envelope import ChatRequest, of_error, of_event
@@ -35,6 +35,11 @@ KEEPALIVE_S = 15.0
 HEALTH_TIMEOUT_S = 2.0
 
 
+#: Messages of a page of history, and the most that one answer holds.
+HISTORY_DEFAULT = 200
+HISTORY_LIMIT = 1000
+
+
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A whole reply."""
 
@@ -47,8 +52,9 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message of a conversation; `created_at` in milliseconds since 1970, UTC."""
+    """One message of a conversation; `position` counts from 0, `created_at` in milliseconds since 1970, UTC."""
 
+    position: int
     role: str
     content: str
     created_at: int
@@ -57,11 +63,12 @@ class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation, oldest message first."""
+    """A conversation, or its newest part, oldest message first. `earlier`: there are older ones, `before` the first one here."""
 
     session_id: str
     persona_id: str
     messages: list[HistoryMessage]
+    earlier: bool
 
 
 class PersonaInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +88,10 @@ class ModelList(msgspec.Struct, frozen=True):
     models: list[ModelStatus]
 
 
+class RepairList(msgspec.Struct, frozen=True):
+    repairs: list[Repair]
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """`ok` when a chat would be answered now."""
 
@@ -95,6 +106,8 @@ def question(data: ChatRequest, settings: ChatSettings) -> Question:
         persona_id=data.persona_id,
         message=data.message,
         session_id=data.session_id,
+        model=data.model or "",
+        adapter=data.adapter or "",
         sampling=Sampling(
             max_tokens=data.max_tokens or settings.max_tokens,
             temperature=settings.temperature if data.temperature is None else data.temperature,
@@ -167,7 +180,8 @@ async def chat_stream(
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
-    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`."""
+    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`. While a
+    long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
         question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
@@ -196,27 +210,43 @@ async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
 SessionId = Annotated[str, Parameter(min_length=1, max_length=64, description="as a chat answered it")]
 
 
+Limit = Annotated[int, Parameter(ge=1, le=HISTORY_LIMIT, description="how many messages at most")]
+Before = Annotated[
+    int | None,
+    Parameter(
+        ge=0, le=2**53, description="only messages before this position: of the oldest one that you have"
+    ),
+]
+
+
 @get("/api/v1/chat/history/{session_id:str}", summary="Read a conversation", tags=["chat"])
 async def history(
-    request: CallerRequest, session_id: SessionId, conversations: NamedDependency[ConversationStore]
+    request: CallerRequest,
+    session_id: SessionId,
+    conversations: NamedDependency[ConversationStore],
+    limit: Limit = HISTORY_DEFAULT,
+    before: Before = None,
 ) -> History:
-    """All messages of a session, oldest first."""
+    """The newest messages of a session, oldest first; `before` reads on backwards, page by page."""
     session = await conversations.find(session_id)
     if session is None or not (session.owner == request.user.subject or request.user.may_read_all):
         raise NotFoundException(f"no session {session_id!r}")
+    messages = await conversations.history(session_id, limit, before)
     return History(
         session_id=session.id,
         persona_id=session.persona_id,
         messages=[
             HistoryMessage(
+                position=message.position,
                 role=message.role,
                 content=message.content,
                 created_at=message.created_at,
                 request_id=message.request_id,
                 finish_reason=message.finish_reason,
             )
-            for message in await conversations.history(session_id)
+            for message in messages
         ],
+        earlier=bool(messages) and messages[0].position > 0,
     )
 
 
@@ -244,7 +274,7 @@ async def personas(chat_service: NamedDependency[Chat]) -> PersonaList:
 
 @get("/api/v1/system/status", summary="The state of the appliance", tags=["system"])
 async def system_status(generator: NamedDependency[LeasedGenerator]) -> Status:
-    """Workers, leases, counts and warnings, as the supervisor sees them."""
+    """Workers, leases, counts and repairs, as the supervisor sees them."""
     status: Status = await generator.status()
     return status
 
@@ -255,6 +285,12 @@ async def system_models(generator: NamedDependency[LeasedGenerator]) -> ModelLis
     return ModelList((await generator.status()).models)
 
 
+@get("/api/v1/system/repairs", summary="What is wrong", tags=["system"])
+async def system_repairs(generator: NamedDependency[LeasedGenerator]) -> RepairList:
+    """What the owner should know and may have to do, worst first; empty when all is well."""
+    return RepairList((await generator.status()).repairs)
+
+
 @get("/health", summary="Whether a chat would be answered now", tags=["system"])
 async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health]:
     """200 when it would, 503 with the reason when not. Needs no key; for load balancers and monitors."""
@@ -262,7 +298,7 @@ async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health
         if not generator.connected:
             raise Unavailable("the supervisor is not running")
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            status: Status = await generator.status()
+            status: Status = await generator.recent_status()
     except TimeoutError:
         detail = "the supervisor does not answer"
         return Response(Health(status="down", version=__version__, detail=detail), status_code=503)
@@ -275,4 +311,4 @@ async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health
     return Response(Health(status="ok", version=__version__))
 
 
-ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models]
+ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models, system_repairs]

@@ -8,19 +8,17 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import uvicorn
 from litestar import Litestar
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
 from appliance.paths import Paths
 
 from .app import create_app
-from .websocket import ROUND_TRIP, STOPPING
+from .protocols import KEEP_ALIVE_S, BoundedHttp, BoundedWebSocket, check_all
 
 log = logging.getLogger(__name__)
 
@@ -31,37 +29,14 @@ WEBSOCKET_OVERHEAD_BYTES = 4096
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 20.0
 
+#: What cancelled replies may take to end, their turns to be stored and their clients to hear of it; then connections are cut off.
+CANCEL_S = 3.0
 
-#: What cancelled replies may take to end, their turns to be stored and their clients to hear of it.
-CANCEL_S = 4
+#: What the application may take after that, before its tasks are cancelled.
+END_S = 2.0
 
-
-class MeasuredWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, whose application knows the round trip of its ping (the first goes out at once) and of the stop."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._stopping = asyncio.Event()
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if getattr(self, "scope", None) is not None:
-            ours = {ROUND_TRIP: self._round_trip, STOPPING: self._stopping}
-            extensions: dict[str, Any] = {**(self.scope.get("extensions") or {}), **ours}
-            self.scope["extensions"] = extensions
-
-    def shutdown(self) -> None:
-        """Lets the application end its replies and close; uvicorn would cut them off."""
-        if self.handshake_complete and not self.close_sent:
-            self._stopping.set()
-        else:
-            super().shutdown()
-
-    def _round_trip(self) -> float:
-        return self.last_ping_rtt
-
-    def start_keepalive(self) -> None:
-        self.send_keepalive_ping()
+#: What one connection may have waiting in the kernel, unsent: its default of some megabytes is also what a slow reader costs.
+UNSENT_LIMIT_BYTES = 128 * 1024
 
 
 class _Server(uvicorn.Server):
@@ -72,20 +47,39 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._ready, self._app, self._drain_s = ready, app, drain_s
+        self._checking: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            self._checking = asyncio.create_task(self._check_connections(), name="deadlines of connections")
             self._ready()
 
+    async def _check_connections(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            check_all(self.server_state.connections, asyncio.get_running_loop().time())
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Replies may end for `drain_s`; then they are cancelled, so that every client hears an end."""
+        """Replies may end for `drain_s`; then they are cancelled, so that every client hears an end; who does not is cut off."""
         chat: Chat = self._app.state.chat
-        patience = asyncio.get_running_loop().call_later(self._drain_s, chat.cancel_all)
+        loop = asyncio.get_running_loop()
+        steps = [
+            loop.call_later(self._drain_s, chat.cancel_all),
+            loop.call_later(self._drain_s + CANCEL_S, self._cut_off),
+        ]
         try:
             await super().shutdown(sockets)
         finally:
-            patience.cancel()
+            for step in steps:
+                step.cancel()
+            if self._checking is not None:
+                self._checking.cancel()
+                await asyncio.gather(self._checking, return_exceptions=True)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -99,21 +93,42 @@ async def serve(
     paths: Paths, appliance: Appliance, listeners: Sequence[socket.socket], ready: Callable[[], None]
 ) -> None:
     """Serves until SIGTERM, calling `ready` when it does; then lets replies end, for at most `gateway.drain_s`."""
+    await make_server(paths, appliance, listeners, ready).serve(sockets=list(listeners))
+
+
+def make_server(
+    paths: Paths, appliance: Appliance, listeners: Sequence[socket.socket], ready: Callable[[], None]
+) -> uvicorn.Server:
+    """The server of one gateway process, for `listeners`."""
     app = create_app(paths, appliance)
     drain_s = appliance.gateway.drain_s
+    for listener in listeners:
+        if listener.family == socket.AF_UNIX:
+            continue
+        # What it accepts inherits this.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT_BYTES)
+
+    async def head_as_get(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """HEAD is GET without the body, which uvicorn leaves out; the framework would answer 405."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
     config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws=MeasuredWebSocket,
+        head_as_get,
+        http=BoundedHttp,
+        ws=BoundedWebSocket,
         ws_per_message_deflate=False,  # 10 us a token, for messages of some thirty bytes
         ws_max_size=appliance.gateway.body_limit_bytes + WEBSOCKET_OVERHEAD_BYTES,
         ws_ping_interval=PING_INTERVAL_S,
         ws_ping_timeout=PING_TIMEOUT_S,
-        timeout_graceful_shutdown=round(drain_s + CANCEL_S),
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(drain_s + CANCEL_S + END_S),
+        limit_concurrency=appliance.gateway.connections_limit + 1,
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=True,
     )
-    await _Server(config, ready, app, drain_s).serve(sockets=list(listeners))
+    return _Server(config, ready, app, drain_s)

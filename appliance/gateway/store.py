@@ -32,9 +32,9 @@ class ConversationStore:
         messages = await self.history(session_id, limit)
         return [StoredTurn(message.role, message.content) for message in messages]
 
-    async def history(self, session_id: str, limit: int | None = None) -> list[StoredMessage]:
-        """The newest messages, oldest first, with all that was kept of them."""
-        return await self._run(self._conversations.history, session_id, limit=limit)
+    async def history(self, session_id: str, limit: int, before: int | None = None) -> list[StoredMessage]:
+        """The newest messages before a position, oldest first, with all that was kept of them."""
+        return await self._run(self._conversations.history, session_id, limit=limit, before=before)
 
     async def commit(
         self,

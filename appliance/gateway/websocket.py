@@ -9,9 +9,10 @@ from typing import Any
 from litestar import WebSocket, websocket
 from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from appliance.chat.errors import BadMessage, ChatError, Unavailable
-from appliance.chat.replies import Chat, Idle, Reply, Started, Text
+from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
 
 from .auth import SUBPROTOCOL, Caller
@@ -149,7 +150,7 @@ class _Session:
                 if isinstance(event, Text) and not stream:
                     held.append(event.content)
                     continue
-                if held and not isinstance(event, Started):
+                if held and not isinstance(event, Started | Progress):
                     await self._send(of_event(Text("".join(held)), reply.request_id))
                     held.clear()
                 await self._send(of_event(event, reply.request_id))
@@ -161,7 +162,10 @@ class _Session:
             await events.aclose()
 
     async def _send(self, message: bytes) -> None:
-        await self._socket.send_data(message.decode(), mode="text")
+        try:
+            await self._socket.send_data(message.decode(), mode="text")
+        except ClientDisconnected as error:
+            raise WebSocketDisconnect(detail="gone", code=1006) from error
 
 
 @websocket("/ws")

@@ -3,12 +3,20 @@
 InferenceError          `code` is what the client is told
 ├── ModelUnknown        no model of that name
 ├── ModelCorrupt        a file that is not what the manifest says
+├── ModelRefused        a file that cannot become a model here, or a model that cannot be removed or loaded as things are
+│   ├── GgufBroken      a file that is no GGUF, or is damaged
+│   ├── NameTaken       there is a model of that name
+│   ├── NoSpace         the disk has no room for it
+│   └── LibraryBusy     another process changes the library
 ├── ManifestBroken      a manifest that cannot be read
 ├── EngineFailed        the engine would not load, or said something unexpected
+├── AdapterUnknown      an adapter that was not loaded with the model
 └── PromptTooLong       the message alone does not fit the model's window
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class InferenceError(Exception):
@@ -25,12 +33,39 @@ class ModelCorrupt(InferenceError):
     code = "model_corrupt"
 
 
+class ModelRefused(InferenceError):
+    code = "model_refused"
+
+
+class GgufBroken(ModelRefused):
+    code = "gguf_broken"
+
+
+class NameTaken(ModelRefused):
+    code = "name_taken"
+
+
+class NoSpace(ModelRefused):
+    code = "no_space"
+
+
+class LibraryBusy(ModelRefused):
+    code = "library_busy"
+
+
 class ManifestBroken(InferenceError):
     code = "manifest_broken"
 
 
 class EngineFailed(InferenceError):
     code = "engine_error"
+
+
+class AdapterUnknown(InferenceError):
+    code = "unknown_adapter"
+
+    def __init__(self, adapter: str, known: Iterable[str]) -> None:
+        super().__init__(f"no adapter {adapter!r} is loaded; there are: {', '.join(sorted(known)) or 'none'}")
 
 
 class PromptTooLong(InferenceError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +23,15 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 
 #: A manifest longer than this is refused unread.
 MANIFEST_LIMIT_BYTES = 1024 * 1024
+
+#: A file changed twice within a tick of its clock (4 ms, on some file systems 2 s) may look the same: a manifest is remembered
+#: only when its last change is longer ago than this.
+SETTLED_NS = 3_000_000_000
+
+CHUNK_BYTES = 1024 * 1024
+
+#: Called with the bytes done so far.
+Progress = Callable[[int], None]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,12 +64,24 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         return self.entry.name
 
 
+#: What a manifest said when it was read last, and the change time, size and inode that it had then.
+_remembered: dict[Path, tuple[tuple[int, int, int], list[Entry]]] = {}
+
+
 def read_manifest(folder: Path) -> list[Entry]:
-    """The entries of a folder's manifest; none when there is no manifest. ManifestBroken when it cannot be read."""
+    """The entries of a folder's manifest; none when there is no manifest. ManifestBroken when it cannot be read.
+
+    Read again only when the file has changed: a status lists the models each time it is asked for.
+    """
     path = folder / "manifest.json"
     try:
-        if path.stat().st_size > MANIFEST_LIMIT_BYTES:
+        found = path.stat()
+        if found.st_size > MANIFEST_LIMIT_BYTES:
             raise ManifestBroken(f"{path}: larger than {MANIFEST_LIMIT_BYTES} bytes")
+        key = (found.st_mtime_ns, found.st_size, found.st_ino)
+        before = _remembered.get(path)
+        if before is not None and before[0] == key:
+            return before[1]
         entries = msgspec.json.decode(path.read_bytes(), type=Manifest).models
     except FileNotFoundError:
         return []
@@ -66,45 +90,74 @@ def read_manifest(folder: Path) -> list[Entry]:
     for entry in entries:
         if not _PLAIN_NAME.fullmatch(entry.file):
             raise ManifestBroken(f"{path}: {entry.name}: file must be a plain name, not {entry.file!r}")
+    if time.time_ns() - found.st_mtime_ns > SETTLED_NS:
+        _remembered[path] = key, entries
     return entries
+
+
+def shipped() -> dict[str, Model]:
+    """The models that come with the software, by name."""
+    return _in_folder(SHIPPED, shipped=True)
 
 
 def catalogue(paths: Paths) -> dict[str, Model]:
     """All models by name. One that the owner added comes before one that ships under the same name."""
-    found = {}
-    for folder, shipped in ((SHIPPED, True), (paths.models, False)):
-        for entry in read_manifest(folder):
-            found[entry.name] = Model(entry=entry, path=folder / entry.file, shipped=shipped)
-    return found
+    return shipped() | _in_folder(paths.models, shipped=False)
+
+
+def _in_folder(folder: Path, *, shipped: bool) -> dict[str, Model]:
+    return {
+        entry.name: Model(entry=entry, path=folder / entry.file, shipped=shipped)
+        for entry in read_manifest(folder)
+    }
 
 
 def find(paths: Paths, name: str) -> Model:
-    """The model of that name. ModelUnknown names those that there are."""
-    models = catalogue(paths)
+    """The model of that name. ModelUnknown names those that there are. A manifest of the owner's that cannot be read hides no
+    model that ships."""
+    try:
+        models = catalogue(paths)
+    except ManifestBroken:
+        models = shipped()
+        if name not in models:
+            raise
     if name not in models:
         known = ", ".join(sorted(models)) or "none"
         raise ModelUnknown(f"no model is called {name!r}; there are: {known}")
     return models[name]
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, progress: Progress | None = None) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sha = hashlib.sha256()
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done)
+    return sha.hexdigest()
 
 
-def verify(model: Model) -> None:
+def verify(model: Model, progress: Progress | None = None) -> None:
     """Reads the whole file and compares. ModelCorrupt when it is missing, short or changed."""
+    entry = model.entry
     try:
         size = model.path.stat().st_size
-        if size != model.entry.size_bytes:
-            raise ModelCorrupt(
-                f"{model.path}: {size} bytes, the manifest says {model.entry.size_bytes}: copy it again"
-            )
-        found = digest(model.path)
+        if size != entry.size_bytes:
+            raise _corrupt(model, f"has {size} bytes, the manifest says {entry.size_bytes}")
+        found = digest(model.path, progress)
     except OSError as error:
-        raise ModelCorrupt(f"{model.path}: {error.strerror}: copy it again") from error
-    if found != model.entry.sha256:
-        raise ModelCorrupt(
-            f"{model.path}: SHA-256 is {found}, the manifest says {model.entry.sha256}: copy it again"
-        )
+        raise _corrupt(model, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    if found != entry.sha256:
+        raise _corrupt(model, f"has the SHA-256 {found}, the manifest says {entry.sha256}")
+
+
+def _corrupt(model: Model, what: str) -> ModelCorrupt:
+    """Names the model and its file, not where it lies: strangers may read this in `/health`."""
+    if model.path.parent == SHIPPED:
+        remedy = "install Coral-Reef again"
+    else:
+        remedy = f"add it again with 'coral-reef model add FILE --name {model.name} --replace'"
+    return ModelCorrupt(f"the model {model.name}: its file {model.path.name} {what}: {remedy}")

@@ -6,17 +6,24 @@ What is known of it, and why each setting is what it is, stands at the settings.
 
 from __future__ import annotations
 
+import gc
 import http.client
+import importlib.metadata
+import re
 import socket
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from appliance.wire.messages import Finished, FinishReason, Generate, Turn, Usage
+from appliance.process import available_cores
+from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generate, Turn, Usage
 
-from .errors import EngineFailed, PromptTooLong
+from . import prefill
+from .errors import AdapterUnknown, EngineFailed, PromptTooLong
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -52,11 +59,18 @@ class _Error(msgspec.Struct, frozen=True):
     n_ctx: int = 0
 
 
+class _Progress(msgspec.Struct, frozen=True):
+    total: int = 0
+    cache: int = 0
+    processed: int = 0
+
+
 class _Chunk(msgspec.Struct, frozen=True):
     """The parts that matter of a chunk of `/v1/chat/completions`."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    prompt_progress: _Progress | None = None
     error: _Error | None = None
 
 
@@ -77,6 +91,25 @@ class _EngineConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def _installed_build() -> EngineBuild:
+    distribution = importlib.metadata.distribution("xllamacpp")
+    # `Tag: cp310-abi3-manylinux...` is made for every machine, `...-linux_x86_64` where it is installed (PEP 600).
+    native = re.search(r"(?m)^Tag: \S+-linux_\w+$", distribution.read_text("WHEEL") or "")
+    return EngineBuild(version=distribution.version, build="native" if native else "wheel")
+
+
+#: Read when the engine is imported: `make native` may replace it on the disk, not in a process that runs.
+_BUILD = _installed_build()
+
+
+def engine_build() -> EngineBuild:
+    """Which build of the engine this process has. Uses the engine: never to be called before a fork."""
+    import xllamacpp
+
+    features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
+    return msgspec.structs.replace(_BUILD, features=features)
+
+
 class TextEngine:
     """A loaded model. EngineFailed when it does not load."""
 
@@ -91,41 +124,107 @@ class TextEngine:
         batch_tokens: int,
         cache_mib: int,
     ) -> None:
+        """`batch_tokens` 0: measured, so that a step takes at most 250 ms (see `prefill`); else at least `slots`."""
         import xllamacpp
 
         self._socket = str(folder / "engine.sock")
-        # Loading fails on a socket that a killed predecessor left behind.
-        Path(self._socket).unlink(missing_ok=True)
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
         params.n_parallel = slots
         params.n_ctx = slots * context_tokens
-        # A prompt is read in steps of this many tokens; between two steps the neighbours get their token and a cancel is seen.
-        params.n_batch = params.n_ubatch = max(batch_tokens, slots)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.cache_ram_mib = cache_mib  # the default of 8 GiB is beyond any worker's ceiling
         params.hostnames = [self._socket]  # else it opens a TCP port that anybody may use
         params.n_threads_http = 2
         params.ctx_shift = False
+        # Flash attention computes a step of 64 tokens or more in tiles whose rounding depends on where the step begins, and so
+        # on what else was asked at that moment: of 24 sessions on 4 slots, 14 wrote greedily something else than alone; without
+        # it, none did.
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.ui = False
         # No tools are offered yet, so nothing is to be parsed out of the text; that parser reads a reply again at each token.
         params.force_pure_content_parser = True
         params.verbosity = -1
-        try:
-            self._server: Any = xllamacpp.Server(params)
-        except (RuntimeError, ValueError) as error:
-            raise EngineFailed(f"{model}: the engine does not load it: {error}") from error
+        #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
+        #: costs a count now and then and no harm, since only their growth matters.
+        self.steps = 0
+        self.pace_s = 0.0
+        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
+        self.adapters: tuple[str, ...] = ()
+        self._server: Any = None
+        self._load(params, max(batch_tokens or prefill.LARGEST, slots))
         properties = self._get("/props")
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
+        self.step_s = 0.0
+        if not batch_tokens:
+            cost = prefill.cost_of(self._measure(threads))
+            chosen = prefill.choose(cost, window=self.context_tokens, slots=slots)
+            if chosen != self.batch_tokens:
+                self._load(params, chosen)
+            self.step_s = cost.step_s(chosen, max(self.context_tokens - chosen, 0))
+
+    def _load(self, params: Any, batch_tokens: int) -> None:
+        """Loads the model; `batch_tokens` can be chosen here only. Between two steps of so many tokens of prompts the
+        neighbours get their token and a cancel is seen."""
+        import xllamacpp
+
+        if self._server is not None:
+            self._server = None
+            gc.collect()  # its threads end, and its memory is free, before the next one needs them
+        # Loading fails on a socket that a predecessor left behind.
+        Path(self._socket).unlink(missing_ok=True)
+        params.n_batch = params.n_ubatch = self.batch_tokens = batch_tokens
+        try:
+            self._server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise EngineFailed(f"{params.model.path}: the engine does not load it: {error}") from error
+
+    def _measure(self, threads: int) -> list[prefill.Step]:
+        """Reads a throw-away prompt and tells what its steps cost. In processor time: what else runs on the machine at this
+        moment says nothing of the model."""
+        words = min(prefill.STEPS * self.batch_tokens, self.context_tokens // 4)
+        body = {
+            "messages": [{"role": "user", "content": "tide " * words}],
+            "stream": True,
+            "return_progress": True,
+            "max_tokens": 1,
+            "cache_prompt": False,
+        }
+        parallel = min(threads, available_cores())
+        began = time.monotonic()
+        seen: list[tuple[int, float]] = []
+
+        def take(data: bytes) -> bool:
+            progress = _chunk_decoder.decode(data).prompt_progress
+            if progress is not None:
+                seen.append((progress.processed, time.process_time()))
+            return len(seen) > 1 and time.monotonic() - began > prefill.MEASURE_S
+
+        try:
+            self._server.handle_chat_completions(_json.encode(body), take)
+        except RuntimeError as error:
+            raise EngineFailed(f"the engine refused the request: {error}") from error
+        return [
+            prefill.Step(before, after - before, (end - start) / parallel)
+            for (before, start), (after, end) in pairwise(seen)
+        ]
 
     def generate(
-        self, request: Generate, emit: Callable[[str], None], cancelled: Callable[[], bool]
+        self,
+        request: Generate,
+        emit: Callable[[str], None],
+        cancelled: Callable[[], bool],
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Finished:
-        """Writes one reply: calls `emit` with each piece of text, and asks `cancelled` between tokens and prompt steps.
+        """Writes one reply: calls `emit` with each piece of text and `progress` with the tokens of the prompt that were read, of
+        how many; asks `cancelled` between tokens and prompt steps.
 
-        Blocks. PromptTooLong when the newest message does not fit; EngineFailed when the engine gives up.
+        Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
+        message does not fit; EngineFailed when the engine gives up.
         """
+        if request.adapter and request.adapter not in self.adapters:
+            raise AdapterUnknown(request.adapter, self.adapters)
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {
@@ -144,12 +243,18 @@ class TextEngine:
             body["seed"] = sampling.seed
         reason: str | None = None
         usage = _Usage()
+        reading = _Progress()
         failure: _Error | None = None
         written = 0
         stopped = False
+        before = time.monotonic()
 
         def take(data: bytes) -> bool:
-            nonlocal reason, usage, failure, written, stopped
+            nonlocal reason, usage, reading, failure, written, stopped, before
+            now = time.monotonic()
+            self.steps += 1
+            self.pace_s += 0.05 * (now - before - self.pace_s)
+            before = now
             chunk = _chunk_decoder.decode(data)
             if chunk.error is not None:
                 failure = chunk.error
@@ -159,6 +264,9 @@ class TextEngine:
                     written += 1
                     emit(choice.delta.content)
                 reason = choice.finish_reason or reason
+            if chunk.prompt_progress is not None:
+                reading = chunk.prompt_progress
+                progress(reading.processed, reading.total)
             if chunk.usage is not None:
                 usage = chunk.usage
             elif cancelled():
@@ -178,7 +286,9 @@ class TextEngine:
             return Finished(
                 request_id=request.request_id,
                 finish_reason=FinishReason.CANCELLED,
-                usage=Usage(completion_tokens=written),
+                usage=Usage(
+                    prompt_tokens=reading.total, completion_tokens=written, cached_tokens=reading.cache
+                ),
             )
         if reason not in ("stop", "length"):
             raise EngineFailed(f"the engine ended a reply with {reason!r}")

@@ -7,6 +7,7 @@ which wakes the loop once however many threads have something to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -29,9 +30,11 @@ from appliance.wire.messages import (
     Generate,
     Hello,
     Message,
+    Progress,
     Tokens,
     ToWorker,
     WorkerFailed,
+    WorkerPulse,
     WorkerReady,
     WorkerSpec,
     failure,
@@ -40,12 +43,18 @@ from appliance.wire.messages import (
 
 from . import models
 from .errors import InferenceError
-from .text import TextEngine
+from .text import TextEngine, engine_build
 
 log = logging.getLogger(__name__)
 
 #: A gateway that lets this much pile up does not read any more: its streams are ended.
 BACKLOG_LIMIT_BYTES = 8 * 1024 * 1024
+
+#: How often the supervisor hears that the engine makes progress.
+PULSE_S = 2.0
+#: A client hears of a long prompt's progress after so long, and then every so often.
+PROGRESS_AFTER_S = 0.5
+PROGRESS_EVERY_S = 0.25
 
 #: How long a stopping worker lets its streams run on.
 DRAIN_S = 5.0
@@ -58,6 +67,7 @@ class _Stream:
         self.connection = connection
         self.request = request
         self.cancelled = False
+        self.progress_at = time.monotonic() + PROGRESS_AFTER_S
 
 
 class Outbox:
@@ -69,7 +79,7 @@ class Outbox:
         self._awake = False
 
     def put(self, stream: _Stream, item: str | Message) -> None:
-        """From any thread: text, or the message that ends the stream."""
+        """From any thread: text, progress before there is any, or the message that ends the stream."""
         self._queue.append((stream, item))
         if not self._awake:
             # Two threads may both get here; the second wake-up finds nothing and costs a microsecond.
@@ -84,6 +94,8 @@ class Outbox:
             stream, item = self._queue.popleft()
             if isinstance(item, str):
                 texts.setdefault(stream.connection, {}).setdefault(stream.request.request_id, []).append(item)
+            elif isinstance(item, Progress):
+                stream.connection.post(item)
             else:
                 ends.append((stream.connection, item))
         for connection, items in texts.items():
@@ -108,6 +120,19 @@ class Worker:
         self._idle.set()
         self._stop = asyncio.Event()
         self._outbox = Outbox(asyncio.get_running_loop())
+
+    async def pulse(self, pipe: int) -> None:
+        """Tells the supervisor what the engine does, for as long as it wants to hear it."""
+        os.set_blocking(pipe, False)
+        while True:
+            report = WorkerPulse(
+                steps=self._engine.steps,
+                step_s=max(self._engine.step_s, self._engine.pace_s),
+                streams=len(self._streams),
+            )
+            with contextlib.suppress(BlockingIOError):  # a supervisor that is stopped hears the next one
+                os.write(pipe, encode(report))
+            await asyncio.sleep(PULSE_S)
 
     async def run(self, listener: socket.socket) -> None:
         """Serves until `stop`, then lets what runs end, for at most DRAIN_S."""
@@ -170,9 +195,19 @@ class Worker:
         """In a thread: one reply from its first token to its end."""
         request_id = stream.request.request_id
         end: Finished | Failure
+
+        def progress(done: int, total: int) -> None:
+            now = time.monotonic()
+            if now >= stream.progress_at:
+                stream.progress_at = now + PROGRESS_EVERY_S
+                self._outbox.put(stream, Progress(request_id=request_id, done=done, total=total))
+
         try:
             end = self._engine.generate(
-                stream.request, lambda text: self._outbox.put(stream, text), lambda: stream.cancelled
+                stream.request,
+                lambda text: self._outbox.put(stream, text),
+                lambda: stream.cancelled,
+                progress,
             )
         except InferenceError as error:
             end = failure(error.code, error, request_id)
@@ -201,13 +236,23 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     except InferenceError as error:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
-    ready = WorkerReady(context_tokens=engine.context_tokens, load_s=time.monotonic() - began)
+    ready = WorkerReady(
+        context_tokens=engine.context_tokens,
+        load_s=time.monotonic() - began,
+        engine=engine_build(),
+        adapters=list(engine.adapters),
+        batch_tokens=engine.batch_tokens,
+        step_s=engine.step_s,
+    )
+    log.info("reads %d tokens a step, in at most %.0f ms", engine.batch_tokens, 1000 * engine.step_s)
 
     async def serve() -> None:
         worker = Worker(spec, engine)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
         os.write(pipe, encode(ready))
+        pulse = asyncio.create_task(worker.pulse(pipe), name="pulse")
         await worker.run(listener)
+        pulse.cancel()
 
     import uvloop
 

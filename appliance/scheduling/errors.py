@@ -3,10 +3,15 @@
 SchedulingError         `code` is what the client is told
 ├── QueueFull           as many requests wait as may wait
 ├── DuplicateRequest    the same owner used a request id twice
+├── UnknownModel        no worker is kept for that model
+├── UnknownAdapter      no worker of the model has that adapter
+├── NothingServed       no worker is kept for any model
 └── Draining            the appliance is stopping
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class SchedulingError(Exception):
@@ -27,6 +32,26 @@ class DuplicateRequest(SchedulingError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"the request id {request_id} is in use; choose another")
+
+
+class UnknownModel(SchedulingError):
+    code = "unknown_model"
+
+    def __init__(self, model: str, known: Iterable[str]) -> None:
+        super().__init__(f"no worker serves the model {model!r}; there are: {', '.join(sorted(known))}")
+
+
+class UnknownAdapter(SchedulingError):
+    code = "unknown_adapter"
+
+    def __init__(self, adapter: str, model: str, known: Iterable[str]) -> None:
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"the model {model!r} has no adapter {adapter!r}; there are: {names}")
+
+
+class NothingServed(SchedulingError):
+    def __init__(self) -> None:
+        super().__init__("no model is served; `coral-reef status` says why")
 
 
 class Draining(SchedulingError):

@@ -68,7 +68,7 @@ _SESSIONS = (
 )
 _HISTORY = (
     select(*_MESSAGE_FIELDS)
-    .where(messages.c.session_id == bindparam("of_session"))
+    .where(messages.c.session_id == bindparam("of_session"), messages.c.position < bindparam("before"))
     .order_by(messages.c.position.desc())
     .limit(bindparam("count"))
 )
@@ -114,13 +114,16 @@ class Conversations:
             row = connection.execute(_GET, {"session_id": session_id}).mappings().first()
         return None if row is None else Session(**row)
 
-    def history(self, session_id: str, *, limit: int | None = None) -> list[StoredMessage]:
-        """The newest `limit` messages, oldest first; without a limit, all. Empty for an unknown session."""
-        count = _count(limit)
+    def history(
+        self, session_id: str, *, limit: int | None = None, before: int | None = None
+    ) -> list[StoredMessage]:
+        """The newest `limit` messages before the position `before`, oldest first; without them, all. Empty for an unknown
+        session."""
+        asked = {"of_session": session_id, "count": _count(limit), "before": _count(before)}
         if not is_storable(session_id):
             return []
         with self._database.reading() as connection:
-            rows = connection.execute(_HISTORY, {"of_session": session_id, "count": count}).mappings().all()
+            rows = connection.execute(_HISTORY, asked).mappings().all()
         return [msgspec.convert(row, StoredMessage) for row in reversed(rows)]
 
     def append_turn(

@@ -1,33 +1,115 @@
-"""The control socket: gateways and tools ask here for leases and for the status."""
+"""The control socket: gateways and tools ask here for leases and for the status, give orders, and subscribe to events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Protocol
 
+from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import SchedulingError
-from appliance.scheduling.leases import Lease, LeaseTable, Request
-from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
+from appliance.scheduling.leases import LeaseTable
+from appliance.scheduling.lines import Lease, Request
+from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
 from appliance.wire.frames import Connection
 from appliance.wire.messages import (
+    Done,
+    EventsLost,
     Failure,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
+    Reload,
+    RepairFix,
     Status,
     StatusRequest,
+    Subscribe,
+    Topic,
     ToSupervisor,
+    WorkerRestart,
+    failure,
     protocol_failure,
 )
+
+from .errors import RequestFailed
 
 log = logging.getLogger(__name__)
 
 #: A peer that lets this much pile up is cut off.
 BACKLOG_LIMIT_BYTES = 1024 * 1024
+
+#: Places in the queue that have changed are told this often, and at most so many to one peer, the front first: 10,000 that wait
+#: would else each hear of each grant.
+PLACES_PERIOD_S = 0.5
+PLACES_LIMIT = 256
+
+#: So near the front every change is told, further back only one of a tenth: who began at 10,000 hears of it some 75 times.
+PLACES_NEAR = 10
+PLACES_STEP = 0.1
+#: Events for a subscriber with this much unread wait here, the newest ones only.
+EVENTS_BACKLOG_BYTES = 64 * 1024
+EVENTS_KEPT = 256
+
+#: A peer that sends this many frames without a message in them is no peer of ours.
+BAD_MESSAGES_LIMIT = 16
+
+#: How soon a slow subscriber is tried again.
+EVENTS_RETRY_S = 0.25
+
+
+class Orders(Protocol):
+    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed
+    or InferenceError."""
+
+    async def reload(self) -> str: ...
+
+    async def restart_worker(self, name: str) -> str: ...
+
+    async def fix(self, repair_id: str) -> str: ...
+
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded: ...
+
+
+class Subscriber:
+    """The events of one peer, bounded: when it is slow, the newest are kept and it is told how many it missed."""
+
+    def __init__(self, peer: Connection[Message], topics: frozenset[Topic]) -> None:
+        self._peer, self._topics = peer, topics
+        self._kept: deque[Message] = deque(maxlen=EVENTS_KEPT)
+        self._lost = 0
+        self._retry: asyncio.TimerHandle | None = None
+
+    def publish(self, topic: Topic, event: Message) -> None:
+        """Sends it, or keeps it for when the peer has read."""
+        if self._topics and topic not in self._topics:
+            return
+        if len(self._kept) == EVENTS_KEPT:
+            self._lost += 1
+        self._kept.append(event)
+        if self._retry is None:
+            self._flush()
+
+    def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _flush(self) -> None:
+        self._retry = None
+        if self._lost and self._peer.backlog_bytes < EVENTS_BACKLOG_BYTES:
+            self._peer.post(EventsLost(count=self._lost))
+            self._lost = 0
+        while self._kept and self._peer.backlog_bytes < EVENTS_BACKLOG_BYTES:
+            self._peer.post(self._kept.popleft())
+        if self._kept:
+            self._retry = asyncio.get_running_loop().call_later(EVENTS_RETRY_S, self._flush)
 
 
 class ControlSocket:
@@ -40,12 +122,20 @@ class ControlSocket:
         *,
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
+        orders: Orders,
+        why_none_is_ready: Callable[[], str],
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
-        self._queue_timeout_s = queue_timeout_s
+        self._orders, self._why_none_is_ready = orders, why_none_is_ready
+        self.queue_timeout_s = queue_timeout_s
+        self._subscribers: dict[Connection[Message], Subscriber] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self._peers: set[Connection[Message]] = set()
         self._deadlines: dict[tuple[Connection[Message], str], asyncio.TimerHandle] = {}
+        self._places: dict[tuple[Connection[Message], str], int] = {}  # as last told
+        self._places_timer: asyncio.TimerHandle | None = None
+        self._places_told_at = 0.0
         self._server: asyncio.Server | None = None
         self._settled = asyncio.Event()
         self.requests = 0
@@ -64,6 +154,11 @@ class ControlSocket:
         """Ends all connections and the socket."""
         if self._server is not None:
             self._server.close()
+        if self._places_timer is not None:
+            self._places_timer.cancel()
+        for order in self._running:
+            order.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         for peer in list(self._peers):
             peer.abort()
         if self._server is not None:
@@ -85,12 +180,18 @@ class ControlSocket:
                     worker=lease.worker,
                     socket=path,
                     model=model,
+                    adapter=lease.request.adapter,
                 ),
             )
 
-    async def idle(self) -> None:
-        """Returns when no lease runs."""
-        while self._leases.leases:
+    def publish(self, topic: Topic, event: Message) -> None:
+        """Tells everybody who wants to hear of it."""
+        for subscriber in self._subscribers.values():
+            subscriber.publish(topic, event)
+
+    async def idle(self, worker: str = "") -> None:
+        """Returns when no lease runs, or none of that worker."""
+        while self._leases.leases_of(worker) if worker else self._leases.leases:
             self._settled.clear()
             await self._settled.wait()
 
@@ -110,8 +211,14 @@ class ControlSocket:
         try:
             peer.check_peer()
             await peer.greet("supervisor")
-            while True:
-                self._handle(peer, await peer.receive())
+            bad = 0
+            while bad < BAD_MESSAGES_LIMIT:
+                try:
+                    self._handle(peer, await peer.receive())
+                except BadMessage as error:
+                    bad += 1
+                    self._tell(peer, protocol_failure(error))
+            log.warning("control socket: ending a connection after %d bad messages", bad)
         except Disconnected:
             pass  # a peer ends its connection when it likes
         except (FrameError, VersionError, PeerRefused) as error:
@@ -119,25 +226,30 @@ class ControlSocket:
             peer.post(protocol_failure(error))
         finally:
             self._peers.discard(peer)
+            if subscriber := self._subscribers.pop(peer, None):
+                subscriber.close()
             for key in [key for key in self._deadlines if key[0] is peer]:
-                self._deadlines.pop(key).cancel()
+                self._forget_deadline(*key)
             self.granted(self._leases.owner_gone(peer))
             self._settled.set()
             await peer.close()
 
     def _handle(self, peer: Connection[Message], message: Message) -> None:
         match message:
-            case LeaseRequest(request_id=request_id, session_id=session_id, model=model):
+            case LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter):
+                request = Request(peer, request_id, session_id, model, adapter)
                 try:
-                    granted = self._leases.request(Request(peer, request_id, session_id, model))
+                    granted = self._leases.request(request)
                 except SchedulingError as error:
-                    self._tell(peer, Failure(code=error.code, message=str(error), request_id=request_id))
+                    self._tell(peer, failure(error.code, error, request_id))
                     return
                 if self._leases.is_waiting(peer, request_id):
                     loop = asyncio.get_running_loop()
                     self._deadlines[peer, request_id] = loop.call_later(
-                        self._queue_timeout_s, self._waited_too_long, peer, request_id
+                        self.queue_timeout_s, self._waited_too_long, peer, request_id
                     )
+                    position = self._places[peer, request_id] = self._leases.newest_position(request)
+                    self._tell(peer, LeaseQueued(request_id=request_id, position=position))
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
                 self._forget_deadline(peer, request_id)
@@ -149,21 +261,82 @@ class ControlSocket:
                 self._settled.set()
             case StatusRequest():
                 self._tell(peer, self._status())
+            case Subscribe(topics=topics):
+                if subscriber := self._subscribers.pop(peer, None):
+                    subscriber.close()
+                self._subscribers[peer] = Subscriber(peer, frozenset(topics))
+            case Reload(request_id=request_id):
+                self._carry_out(peer, request_id, self._orders.reload())
+            case WorkerRestart(request_id=request_id, name=name):
+                self._carry_out(peer, request_id, self._orders.restart_worker(name))
+            case RepairFix(request_id=request_id, id=repair_id):
+                self._carry_out(peer, request_id, self._orders.fix(repair_id))
+            case ModelLoad(request_id=request_id):
+                order = self._orders.load_model(message, lambda progress: self._tell(peer, progress))
+                self._carry_out(peer, request_id, order)
             case _:
-                raise FrameError(f"{type(message).__name__} is nothing that the supervisor takes")
+                raise BadMessage(f"{type(message).__name__} is nothing that the supervisor takes")
+
+    def _carry_out(
+        self, peer: Connection[Message], request_id: str, order: Coroutine[None, None, str | Message]
+    ) -> None:
+        """Runs an order beside everything else and answers when it is done. One that was begun goes on without its peer."""
+
+        async def run() -> None:
+            answer: str | Message
+            try:
+                answer = await order
+            except (RequestFailed, InferenceError) as error:
+                log.warning("not done: %s", error)
+                answer = Failure(code=error.code, message=str(error)[:4096], request_id=request_id)
+            self._tell(
+                peer, Done(request_id=request_id, detail=answer) if isinstance(answer, str) else answer
+            )
+
+        task = asyncio.create_task(run(), name=f"order {request_id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     def _waited_too_long(self, peer: Connection[Message], request_id: str) -> None:
-        self._deadlines.pop((peer, request_id), None)
+        self._forget_deadline(peer, request_id)
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
-        message = f"no worker was free within {self._queue_timeout_s:.0f} s; try again in a moment"
-        self._tell(peer, Failure(code="unavailable", message=message, request_id=request_id))
+        if reason := self._why_none_is_ready():
+            message = f"no model is loaded: {reason}"
+        else:
+            message = f"no worker was free within {self.queue_timeout_s:.0f} s; try again in a moment"
+        self._tell(peer, failure("unavailable", message, request_id))
 
     def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:
+        """The request waits no more, and those behind it move up."""
         timer = self._deadlines.pop((peer, request_id), None)
-        if timer is not None:
-            timer.cancel()
+        if timer is None:
+            return
+        timer.cancel()
+        self._places.pop((peer, request_id), None)
+        if self._places and self._places_timer is None:
+            loop = asyncio.get_running_loop()
+            when = max(loop.time(), self._places_told_at + PLACES_PERIOD_S)
+            self._places_timer = loop.call_at(when, self._tell_places)
+
+    def _tell_places(self) -> None:
+        """Tells those that wait where they stand now, if it has changed enough."""
+        loop = asyncio.get_running_loop()
+        self._places_timer, self._places_told_at = None, loop.time()
+        told: Counter[Connection[Message]] = Counter()
+        for request, position in self._leases.positions():
+            peer = request.owner
+            assert isinstance(peer, Connection)
+            before = self._places.get((peer, request.request_id), position)
+            if before == position or (position > PLACES_NEAR and before - position < before * PLACES_STEP):
+                continue
+            if told[peer] == PLACES_LIMIT:  # the rest hears in the next round
+                self._places_timer = self._places_timer or loop.call_later(PLACES_PERIOD_S, self._tell_places)
+                continue
+            told[peer] += 1
+            self._places[peer, request.request_id] = position
+            self._tell(peer, LeaseQueued(request_id=request.request_id, position=position))
 
     def _tell(self, peer: Connection[Message], message: Message) -> None:
         peer.post(message)

@@ -2,7 +2,12 @@
 
 SupervisorError
 ├── AlreadyRunning      another supervisor holds the state folder
-└── ForkserverFailed    the forkserver ended or would not start
+├── ForkserverFailed    the forkserver ended or would not start
+└── RequestFailed       what a peer asked for cannot be done; `code` is what it is told
+    ├── NoSuchWorker, NoSuchRepair
+    ├── NotFixable      a repair that only the owner can see to
+    ├── RestartFailed   a worker did not become ready again
+    └── ReloadRefused   the configuration has errors; the one that runs stays
 """
 
 from __future__ import annotations
@@ -18,3 +23,31 @@ class AlreadyRunning(SupervisorError):
 
 class ForkserverFailed(SupervisorError):
     """No worker can be started."""
+
+
+class RequestFailed(SupervisorError):
+    """A request over the control socket that cannot be carried out."""
+
+    code = "failed"
+
+
+class NoSuchWorker(RequestFailed):
+    code = "unknown_worker"
+
+
+class NoSuchRepair(RequestFailed):
+    code = "unknown_repair"
+
+
+class NotFixable(RequestFailed):
+    code = "not_fixable"
+
+
+class RestartFailed(RequestFailed):
+    code = "restart_failed"
+
+
+class ReloadRefused(RequestFailed):
+    """The message holds one problem a line."""
+
+    code = "bad_configuration"

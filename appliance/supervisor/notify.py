@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 
 from sdnotify import SystemdNotifier
@@ -35,6 +36,10 @@ class Notify:
         if status != self._status:
             self._tell(f"STATUS={status}")
             self._status = status
+
+    def reloading(self) -> None:
+        """Before `ready` is said again; sd_notify(3) wants the time to tell several apart."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
         self._tell(f"STOPPING=1\nSTATUS={status}")

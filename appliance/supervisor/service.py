@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Collection
+
+import msgspec
 
 from appliance import __version__
-from appliance.config.load import Settings
+from appliance.config.errors import ConfigError
+from appliance.config.load import Settings, load
 from appliance.config.network import Mode
 from appliance.files import FileLock, LockHeld
 from appliance.inference import models
@@ -17,21 +22,33 @@ from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
 from appliance.scheduling.leases import LeaseTable
-from appliance.wire.messages import ModelStatus, Status, WorkerSpec, WorkerState
+from appliance.scheduling.placement import PLACEMENTS
+from appliance.wire.messages import (
+    Message,
+    ModelLoad,
+    ModelLoaded,
+    ModelStatus,
+    Repair,
+    RepairChanged,
+    Status,
+    SystemChanged,
+    Topic,
+    WorkerChanged,
+    WorkerSpec,
+    WorkerState,
+    WorkerStatus,
+)
 
+from .cgroups import Groups
 from .control import ControlSocket
-from .errors import AlreadyRunning
+from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
 from .forkserver import Forkserver
 from .notify import Notify, extend_timeout, feed_watchdog
+from .repairs import Kind, Repairs
+from .text_model import TextModel
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
-
-#: A model whose manifest names no window gets this one, in tokens a slot.
-DEFAULT_CONTEXT_TOKENS = 4096
-
-#: However large a model's window is, a slot gets this much unless the owner says more: the KV cache grows with it.
-CONTEXT_LIMIT_TOKENS = 8192
 
 
 #: `systemctl status` shows one line.
@@ -58,19 +75,25 @@ class Supervisor:
         appliance = settings.appliance
         self._began = time.monotonic()
         self._notify = Notify()
-        self._leases = LeaseTable(queue_limit=appliance.scheduler.queue_limit)
+        self._leases = LeaseTable(
+            queue_limit=appliance.scheduler.queue_limit, placement=PLACEMENTS[appliance.scheduler.placement]
+        )
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
-        self._problems: list[str] = []
-        if settings.network.mode is not Mode.LOCAL:
-            self._problems.append(
-                f"mode {settings.network.mode} is checked but not in effect yet: running as local"
-            )
+        self._groups = Groups(None)
+        self._repairs = Repairs(self._repair_changed)
+        self._reloading = asyncio.Lock()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._beside: set[asyncio.Task[None]] = set()
+        self._bug: BaseException | None = None
+        self._text = TextModel(paths, appliance.text, self)
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
             status=self.status,
             socket_of=self._socket_of,
+            orders=self,
+            why_none_is_ready=self._why_none_is_ready,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
         self._stop = asyncio.Event()
@@ -80,44 +103,120 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        self._groups = Groups.of_this_process()
+        self._look_at(self._settings)
+        self._text.start()  # before anybody asks: what will be served is known then
         await self._control.start()
-        self._plan_workers()
-        tasks = [
-            asyncio.create_task(keeper.run(), name=f"keeper {name}") for name, keeper in self._keepers.items()
-        ]
         watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: not any(task.done() for task in tasks)), name="watchdog"
+            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
         )
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
-            await self._until_stopped(tasks)
+            await self._stop.wait()
+            if self._bug is not None:
+                raise self._bug
         finally:
             self._notify.stopping("stopping: waiting for replies to end")
+            self._control.publish(Topic.SYSTEM, SystemChanged(event="stopping"))
             self._control.drain()
             await self._drained()
-            for task in (*tasks, watchdog):
+            await self._text.close()
+            for task in (*self._tasks.values(), watchdog):
                 task.cancel()
-            await asyncio.gather(*tasks, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             log.info("stopped")
 
     # --- what others ask or report ----------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None:
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
         """A keeper's worker takes leases."""
-        self._control.granted(self._leases.worker_ready(name, model=model, slots=slots))
-        self._notify.status(self._summary())
+        if self._text.ready(name):
+            self._control.granted(
+                self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters)
+            )
 
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
         self._control.granted(self._leases.worker_gone(name))
-        self._notify.status(self._summary())
+
+    def worker_changed(self, name: str) -> None:
+        """A keeper's worker entered another state, or is trusted again."""
+        keeper = self._keepers[name]
+        status = keeper.status(self._leases.leases_of(name))
+        self._control.publish(Topic.WORKER, WorkerChanged(worker=status))
+        if not self._stop.is_set():
+            self._notify.status(self._summary())
+
+        if not self._text.serves(name):
+            return  # one that is on its way in tells whoever loads it, one on its way out nobody
+
+        async def again() -> str:
+            return await self.restart_worker(name)
+
+        broken = status.detail if keeper.failure_code else ""
+        looping = (
+            f"worker {name} dies again and again: {status.detail}" if keeper.crash_loop and not broken else ""
+        )
+        limit_mib = keeper.memory_limit_bytes >> 20
+        outgrew = f"worker {name} needed more than its {limit_mib} MiB of memory" if keeper.outgrew else ""
+        self._repairs.when(Kind.WORKER_MEMORY, name, outgrew)
+        # Between two lives there is a reason to tell; while it starts once more, what was told stands.
+        if status.state is not WorkerState.STARTING:
+            self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
+            self._repairs.when(Kind.WORKER_CRASH_LOOP, name, looping, again)
+
+    def leases_of(self, name: str) -> int:
+        """How many replies a worker owes."""
+        return self._leases.leases_of(name)
+
+    # --- orders -------------------------------------------------------------------------------------------------
+
+    async def reload(self) -> str:
+        """Reads the configuration again and applies it. ReloadRefused when it has errors: then everything stays as it was."""
+        async with self._reloading:
+            self._notify.reloading()
+            try:
+                detail = await self._apply(await asyncio.to_thread(self._load))
+            except ReloadRefused as error:
+                self._repairs.open(Kind.CONFIGURATION_REFUSED, "files", str(error), self.reload)
+                self._control.publish(
+                    Topic.SYSTEM, SystemChanged(event="reload_refused", detail=str(error)[:4096])
+                )
+                raise
+            finally:
+                self._notify.ready(self._summary())
+            self._repairs.close(Kind.CONFIGURATION_REFUSED, "files")
+            self._control.publish(Topic.SYSTEM, SystemChanged(event="reloaded", detail=detail))
+            log.info("configuration reloaded: %s", detail)
+            return detail
+
+    async def restart_worker(self, name: str) -> str:
+        """Restarts one worker, its streams first. NoSuchWorker, RestartFailed."""
+        if name not in self._keepers:
+            raise NoSuchWorker(
+                f"no worker is called {name!r}; there are: {', '.join(self._keepers) or 'none'}"
+            )
+        log.info("worker %s: restart asked for", name)
+        await self._keepers[name].restart()
+        return f"worker {name} is ready again"
+
+    async def fix(self, repair_id: str) -> str:
+        """Does what a repair offers."""
+        return await self._repairs.fix(repair_id)
+
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+        """Lets another model write the replies. InferenceError when it cannot: the one before goes on."""
+        return await self._text.load(request, tell)
+
+    # --- what is shown -------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Everything that `coral-reef status` and the API show."""
-        workers = [keeper.status(self._leases.leases_of(name)) for name, keeper in self._keepers.items()]
+        workers = self._workers()
         return Status(
             version=__version__,
             mode=str(self._settings.network.mode),
@@ -131,53 +230,136 @@ class Supervisor:
             requests=self._control.requests,
             prompt_tokens=self._control.prompt_tokens,
             completion_tokens=self._control.completion_tokens,
-            warnings=[str(warning) for warning in self._settings.warnings] + self._problems,
+            repairs=self._repairs.all(),
             workers=workers,
             models=self._models(),
+            model=self._text.model,
+            configured_model=self._text.configured,
         )
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def _plan_workers(self) -> None:
-        """One text worker for the configured model."""
-        text = self._settings.appliance.text
-        try:
-            model = models.find(self._paths, text.model)
-        except InferenceError as error:
-            self._problems.append(str(error))
-            log.error("no text worker: %s", error)
-            return
-        name = "text-1"
-        trained = model.entry.context_tokens or DEFAULT_CONTEXT_TOKENS
-        spec = WorkerSpec(
-            name=name,
-            kind=model.entry.kind,
-            model=model.name,
-            model_path=str(model.path),
-            model_sha256=model.entry.sha256,
-            model_size_bytes=model.entry.size_bytes,
-            socket=str(self._paths.workers / f"{name}.sock"),
-            folder=str(self._paths.workers / name),
-            slots=text.slots,
-            threads=text.threads,
-            context_tokens=text.context_tokens or min(trained, CONTEXT_LIMIT_TOKENS),
-            batch_tokens=text.batch_tokens,
-            cache_mib=text.cache_mib,
-        )
-        self._keepers[name] = WorkerKeeper(
+    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+        """A new worker, kept alive from now on."""
+        keeper = self._keepers[spec.name] = WorkerKeeper(
             spec,
-            model,
+            plan,
             self._forkserver,
             self,
             restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
-            memory_limit_bytes=text.memory_limit_mib * 1024 * 1024,
+            drain_s=self._settings.appliance.supervisor.drain_s,
+            memory_limit_bytes=self._settings.appliance.text.memory_limit_mib * 1024 * 1024,
+            groups=self._groups,
+        )
+        task = self._tasks[spec.name] = asyncio.create_task(keeper.run(), name=f"keeper {spec.name}")
+        task.add_done_callback(self._keeper_ended)
+        return keeper
+
+    async def stop(self, worker: str) -> None:
+        """Ends a worker for good, and what was wrong with it."""
+        task = self._tasks.pop(worker)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        model = self._keepers.pop(worker).spec.model
+        if not any(keeper.spec.model == model and keeper.failure_code for keeper in self._keepers.values()):
+            self._repairs.close(Kind.MODEL_UNUSABLE, model)
+        self._control.granted(self._leases.worker_removed(worker))
+        for kind in (Kind.WORKER_CRASH_LOOP, Kind.WORKER_MEMORY):
+            self._repairs.close(kind, worker)
+
+    def expect(self, worker: str, model: str) -> None:
+        """That worker is the one whose model answers from now on, as soon as it is ready."""
+        self._control.granted(self._leases.set_default_model(model))
+        self._control.granted(self._leases.worker_expected(worker, model=model))
+
+    def closing(self, worker: str) -> int:
+        """A worker gets no more leases; returns how many it has."""
+        self._leases.worker_retiring(worker)
+        return self._leases.leases_of(worker)
+
+    async def idle(self, worker: str) -> None:
+        """Returns when a worker has no lease."""
+        await self._control.idle(worker)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _look_at(self, settings: Settings) -> None:
+        """Opens and closes the repairs that the configuration itself gives reason for."""
+        warnings = [(f"{each.file}:{each.line}", str(each)) for each in settings.warnings]
+        self._repairs.only(Kind.CONFIGURATION_WARNING, warnings, self.reload)
+        mode = settings.network.mode
+        told = (
+            []
+            if mode is Mode.LOCAL
+            else [(str(mode), f"mode {mode} is checked but not in effect yet: running as local")]
+        )
+        self._repairs.only(Kind.MODE_NOT_IN_EFFECT, told)
+
+    def _load(self) -> Settings:
+        try:
+            return load(self._paths)
+        except ConfigError as error:
+            raise ReloadRefused(str(error)) from None
+
+    async def _apply(self, settings: Settings) -> str:
+        """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
+        before, now = self._settings.appliance, settings.appliance
+        changed = _changed_keys(before, now)
+        done = [f"changed: {', '.join(changed)}" if changed else "nothing changed"]
+        if now.text != before.text:
+            # First: it is the one step that can fail, and then everything stays as it was.
+            done.append(await self._text.reconfigure(now.text))
+        self._settings = settings
+        self._look_at(settings)
+        self._leases.placement = PLACEMENTS[now.scheduler.placement]
+        self._leases.queue_limit = now.scheduler.queue_limit
+        self._control.queue_timeout_s = now.scheduler.queue_timeout_s
+        for keeper in self._keepers.values():
+            keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
+            keeper.memory_limit_bytes = now.text.memory_limit_mib * 1024 * 1024
+        if later := [key for key in changed if key.split(".")[0] in ("gateway", "chat")]:
+            done.append(f"when the gateway starts again: {', '.join(later)}")
+        return "; ".join(done)
+
+    def _hung_up(self) -> None:
+        """SIGHUP: reload, as daemons do; the reason of a refusal is in the log and in the repairs."""
+
+        async def reload() -> None:
+            with contextlib.suppress(ReloadRefused):
+                await self.reload()
+
+        task = asyncio.create_task(reload(), name="reload")
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def _repair_changed(self, repair: Repair, gone: bool) -> None:
+        self._control.publish(Topic.REPAIR, RepairChanged(repair=repair, gone=gone))
+        (log.info if gone else log.warning)(
+            "repair %s%s: %s", repair.id, " is over" if gone else "", repair.what
         )
 
+    def _keeper_ended(self, task: asyncio.Task[None]) -> None:
+        """One that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            self._stop.set()
+
+    def _workers(self) -> list[WorkerStatus]:
+        found = []
+        for name, keeper in self._keepers.items():
+            status = keeper.status(self._leases.leases_of(name))
+            if self._text.retiring(name) and not status.detail:
+                status = msgspec.structs.replace(status, detail="replaced; finishes its replies")
+            found.append(status)
+        return found
+
     def _models(self) -> list[ModelStatus]:
+        found = []
         try:
             known = models.catalogue(self._paths)
         except InferenceError as error:
-            return [
+            known = models.shipped()
+            found.append(
                 ModelStatus(
                     name="?",
                     kind="",
@@ -187,10 +369,11 @@ class Supervisor:
                     loaded_by=[],
                     problem=str(error),
                 )
-            ]
-        found = []
+            )
         for model in known.values():
-            loaded = [keeper for keeper in self._keepers.values() if keeper.model.path == model.path]
+            loaded = [
+                keeper for keeper in self._keepers.values() if keeper.spec.model_path == str(model.path)
+            ]
             ready = [keeper for keeper in loaded if keeper.state is WorkerState.READY]
             found.append(
                 ModelStatus(
@@ -207,16 +390,22 @@ class Supervisor:
         return found
 
     def _summary(self) -> str:
-        """What `systemctl status` shows: which models are served, and what is the matter with the other workers."""
+        """What `systemctl status` shows: which models are served, what is the matter with the workers, what waits."""
         ready = [keeper for keeper in self._keepers.values() if keeper.state is WorkerState.READY]
-        models_served = ", ".join(sorted({keeper.model.name for keeper in ready}))
-        parts = [
-            f"{len(ready)} of {len(self._keepers)} workers ready" + (f" ({models_served})" if ready else "")
-        ]
+        served = ", ".join(sorted({keeper.spec.model for keeper in ready}))
+        parts = [f"{len(ready)} of {len(self._keepers)} workers ready" + (f" ({served})" if ready else "")]
         for name, keeper in self._keepers.items():
             if detail := keeper.status(0).detail:
                 parts.append(f"{name} {keeper.state}: {detail}")
+        if repairs := len(self._repairs.all()):
+            parts.append(f"{repairs} repair{'s' * (repairs != 1)} waiting")
         return "; ".join(parts).replace("\n", " ")[:SUMMARY_LIMIT_CHARS]
+
+    def _why_none_is_ready(self) -> str:
+        """What the workers last said; empty when one is ready, or when none has failed."""
+        if any(keeper.state is WorkerState.READY for keeper in self._keepers.values()):
+            return ""
+        return "; ".join(filter(None, (keeper.status(0).detail for keeper in self._keepers.values())))
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -225,14 +414,6 @@ class Supervisor:
     def _exited(self, pid: int, status: int) -> None:
         for keeper in self._keepers.values():
             keeper.exited(pid, status)
-
-    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Returns at SIGTERM; a keeper that ends by itself has a bug, and takes the supervisor with it for systemd to restart."""
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        for task in done - {stop}:
-            task.result()
 
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""
@@ -244,3 +425,14 @@ class Supervisor:
             log.warning("%d replies did not end in time", self._leases.leases)
         finally:
             extending.cancel()
+
+
+def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:
+    """The `section.key` in which two settings differ."""
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    return [
+        f"{section}.{key}"
+        for section in new
+        for key in new[section]
+        if old[section][key] != new[section][key]
+    ]

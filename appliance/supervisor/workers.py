@@ -11,24 +11,27 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-from appliance.inference.models import Model
+from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Decoder
 from appliance.wire.messages import (
+    EngineBuild,
     FromWorkerPipe,
     Message,
     WorkerFailed,
+    WorkerPulse,
     WorkerReady,
     WorkerSpec,
     WorkerState,
     WorkerStatus,
 )
 
-from .errors import ForkserverFailed
+from .cgroups import Group, Groups
+from .errors import ForkserverFailed, RestartFailed
 from .forkserver import Forkserver
 
 log = logging.getLogger(__name__)
@@ -37,7 +40,8 @@ log = logging.getLogger(__name__)
 NEXT: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.WAITING: frozenset({WorkerState.STARTING, WorkerState.STOPPING}),
     WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.WAITING, WorkerState.STOPPING}),
-    WorkerState.READY: frozenset({WorkerState.WAITING, WorkerState.STOPPING}),
+    WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.WAITING, WorkerState.STOPPING}),
+    WorkerState.DRAINING: frozenset({WorkerState.WAITING, WorkerState.STOPPING}),
     WorkerState.STOPPING: frozenset(),
 }
 
@@ -55,8 +59,18 @@ SETTLED_S = 10.0
 LOAD_FLOOR_S = 60.0
 LOAD_BYTES_PER_S = 20 * 1024 * 1024
 
-#: How often the resident set is read.
-MEMORY_PERIOD_S = 2.0
+#: One that was killed for its memory is trusted again after this.
+MEMORY_SETTLED_S = 600.0
+
+#: So many short lives in a row are a loop that somebody should look at; it is tried again all the same.
+CRASH_LOOP = 3
+
+#: How often memory and progress are looked at; the worker's pulse comes as often.
+GUARD_PERIOD_S = 2.0
+
+#: Without a step of the engine for this long, or for so many times what a step takes, a worker with leases has stalled.
+STALL_FLOOR_S = 10.0
+STALL_STEPS = 20
 
 #: After SIGTERM a worker drains its streams (5 s); then it is killed.
 STOP_TIMEOUT_S = 8.0
@@ -65,9 +79,17 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(self, name: str, *, model: str, slots: int) -> None: ...
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
+
+    def closing(self, worker: str) -> int: ...
 
     def worker_gone(self, name: str) -> None: ...
+
+    def worker_changed(self, name: str) -> None: ...
+
+    def leases_of(self, name: str) -> int: ...
+
+    async def idle(self, worker: str) -> None: ...
 
 
 def resident_bytes(pid: int) -> int:
@@ -85,17 +107,24 @@ class WorkerKeeper:
     def __init__(
         self,
         spec: WorkerSpec,
-        model: Model,
+        plan: Callable[[], WorkerSpec],
         forkserver: Forkserver,
         events: WorkerEvents,
         *,
         restart_delay_s: float,
+        drain_s: float,
         memory_limit_bytes: int,
+        groups: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.spec, self.model = spec, model
+        """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
+        It may raise InferenceError."""
+        self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
-        self._restart_delay_s, self._memory_limit_bytes = restart_delay_s, memory_limit_bytes
+        self.restart_delay_s, self.drain_s = restart_delay_s, drain_s
+        self.memory_limit_bytes = memory_limit_bytes
+        self._groups = groups or Groups(None)
+        self._group: Group | None = None
         self._clock = clock
         self._state = WorkerState.WAITING
         self._since = clock()
@@ -104,6 +133,17 @@ class WorkerKeeper:
         self._failures = 0
         self._detail = ""
         self.context_tokens = 0
+        #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
+        self.failure_code = ""
+        self._engine: EngineBuild | None = None
+        self._asked = False
+        self._hurry = asyncio.Event()
+        self._entered = asyncio.Event()
+        self._lives = 0
+        self._short_lives = 0
+        #: Whether it was killed for its memory and has not lived within it for long since.
+        self.outgrew = False
+        self._steps, self._step_s, self._stepped = 0, 0.0, clock()
         self._exited: asyncio.Future[int] | None = None
 
     @property
@@ -114,6 +154,11 @@ class WorkerKeeper:
     def pid(self) -> int:
         """The process, 0 when there is none."""
         return self._pid
+
+    @property
+    def crash_loop(self) -> bool:
+        """Whether it has died young several times in a row."""
+        return self._short_lives >= CRASH_LOOP
 
     def status(self, leases: int) -> WorkerStatus:
         """What `coral-reef status` shows."""
@@ -129,21 +174,52 @@ class WorkerKeeper:
             rss_bytes=resident_bytes(self._pid) if self._pid else 0,
             since_s=self._clock() - self._since,
             detail=self._detail,
+            engine=self._engine,
         )
 
     async def run(self) -> None:
         """Starts the worker again whenever it ends; returns only by cancellation, with the worker stopped."""
         try:
             while True:
+                self._asked = False
                 await self._once()
-                delay = self._restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
+                self._restarts += 1
+                if self._asked:
+                    continue
+                delay = self.restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
                 delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
                 self._failures += 1
-                self._restarts += 1
-                await asyncio.sleep(delay)
+                self._hurry.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._hurry.wait()
         finally:
             self._enter(WorkerState.STOPPING, "")
             await self._terminate()
+
+    async def restart(self) -> None:
+        """Lets the streams end, for at most `drain_s`, and starts the worker anew; at once when it waits for its restart.
+
+        Returns when it is ready. RestartFailed when it does not become so.
+        """
+        lives = self._lives + (self._state is not WorkerState.STARTING)
+        if self._state is WorkerState.READY:
+            self._asked = True
+            self._enter(WorkerState.DRAINING, "restarts as asked")
+            self._events.closing(self.spec.name)
+            try:
+                async with asyncio.timeout(self.drain_s):
+                    await self._events.idle(self.spec.name)
+            except TimeoutError:
+                log.warning("worker %s: replies did not end in %.0f s", self.spec.name, self.drain_s)
+            await self._terminate()
+        self._hurry.set()
+        while self._lives < lives or self._state is WorkerState.STARTING:
+            if self._state is WorkerState.STOPPING:
+                break
+            await self._entered.wait()
+        if self._state is not WorkerState.READY:
+            raise RestartFailed(f"worker {self.spec.name} is {self._state}: {self._detail}")
 
     def exited(self, pid: int, status: int) -> None:
         """The forkserver says that a worker of this process id ended."""
@@ -153,8 +229,18 @@ class WorkerKeeper:
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
         loop = asyncio.get_running_loop()
-        self._exited = loop.create_future()
+        before = self._detail
+        self._lives += 1
         self._enter(WorkerState.STARTING, "")
+        try:
+            self.spec = self._plan()
+        except InferenceError as error:
+            self.failure_code = error.code
+            if str(error) != before:
+                log.error("worker %s cannot start: %s", self.spec.name, error)
+            self._enter(WorkerState.WAITING, str(error))
+            return
+        self._exited = loop.create_future()
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -167,10 +253,17 @@ class WorkerKeeper:
                 return
             finally:
                 os.close(write)
+            self._group = self._groups.make(self.spec.name, memory_limit_bytes=self.memory_limit_bytes)
+            if self._group is not None:
+                with contextlib.suppress(OSError):  # it has ended already: `_watch` hears of it
+                    self._group.enter(self._pid)
             await self._watch(reports)
         finally:
             loop.remove_reader(read)
             os.close(read)
+            if self._group is not None:
+                self._group.close()
+                self._group = None
 
     async def _watch(self, reports: asyncio.Queue[Message | None]) -> None:
         assert self._exited is not None
@@ -184,42 +277,95 @@ class WorkerKeeper:
             problem = f"not loaded after {deadline_s:.0f} s"
             self._send(signal.SIGKILL)
         match report:
-            case WorkerReady(context_tokens=context_tokens, load_s=load_s):
-                self.context_tokens = context_tokens
-                self._enter(WorkerState.READY, "")
-                log.info(
-                    "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
-                    self.spec.name,
-                    self.spec.model,
-                    self.spec.slots,
-                    context_tokens,
-                    load_s,
-                )
-                self._events.worker_ready(self.spec.name, model=self.spec.model, slots=self.spec.slots)
-                problem = await self._guard_memory()
-            case WorkerFailed(message=message):
-                problem = message
+            case WorkerReady():
+                problem = await self._serving(report, reports)
+            case WorkerFailed(code=code, message=message):
+                self.failure_code, problem = code, message
         status = await self._exited
+        lived_s = self._clock() - self._since
+        settled = self._state in (WorkerState.READY, WorkerState.DRAINING) and lived_s > SETTLED_S
+        if self._group is not None and self._group.oom_kills():
+            problem = self._outgrown("the kernel ended it")
         self._pid = 0
         self._events.worker_gone(self.spec.name)
-        if self._state is WorkerState.READY and self._clock() - self._since > SETTLED_S:
-            self._failures = 0
+        if self._asked:
+            self._enter(WorkerState.WAITING, "")
+            log.info("worker %s ended as asked; it is started anew", self.spec.name)
+            return
+        self._failures = 0 if settled else self._failures
+        self._short_lives = 0 if settled else self._short_lives + 1
         problem = problem or describe_exit(status)
         self._enter(WorkerState.WAITING, problem)
         log.error("worker %s: %s; it is restarted", self.spec.name, problem)
 
-    async def _guard_memory(self) -> str:
-        """Waits for the worker's end; kills it when it grows beyond its limit, and says so."""
+    async def _serving(self, ready: WorkerReady, reports: asyncio.Queue[Message | None]) -> str:
+        """From readiness to the end; returns why it had to be ended, if it had to."""
+        name = self.spec.name
+        self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
+        self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
+        self._enter(WorkerState.READY, "")
+        log.info(
+            "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
+            name,
+            self.spec.model,
+            self.spec.slots,
+            ready.context_tokens,
+            ready.load_s,
+        )
+        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
+        loop = asyncio.get_running_loop()
+        timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
+        try:
+            return await self._guard(reports)
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _settled(self) -> None:
+        """It has been ready for long enough: no crash loop."""
+        self._short_lives = 0
+        self._events.worker_changed(self.spec.name)
+
+    def _fits(self) -> None:
+        """It has lived within its memory for long enough."""
+        self.outgrew = False
+        self._events.worker_changed(self.spec.name)
+
+    async def _guard(self, reports: asyncio.Queue[Message | None]) -> str:
+        """Waits for the worker's end; kills it when it grows beyond its limit or stalls, and says so."""
         assert self._exited is not None
-        limit = self._memory_limit_bytes
         while True:
-            done, _ = await asyncio.wait([self._exited], timeout=MEMORY_PERIOD_S if limit else None)
+            done, _ = await asyncio.wait([self._exited], timeout=GUARD_PERIOD_S)
             if done:
                 return ""
-            used = resident_bytes(self._pid)
-            if used > limit:
+            self._hear(reports)
+            used, limit = resident_bytes(self._pid), self.memory_limit_bytes
+            problem = ""
+            if limit and used > limit:
+                problem = self._outgrown(f"used {used >> 20} MiB")
+            elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
+                problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
+            if problem:
                 self._send(signal.SIGKILL)
-                return f"used {used >> 20} MiB of memory, its limit is {limit >> 20} MiB"
+                return problem
+
+    def _hear(self, reports: asyncio.Queue[Message | None]) -> None:
+        """Takes the worker's pulses: when did its engine last do something that it had to do?"""
+        while not reports.empty():
+            match reports.get_nowait():
+                case WorkerPulse(steps=steps, step_s=step_s, streams=streams):
+                    if steps != self._steps or not streams:
+                        self._stepped = self._clock()
+                    self._steps, self._step_s = steps, step_s
+        if not self._events.leases_of(self.spec.name):
+            self._stepped = self._clock()  # nothing to do is no stall
+
+    def _stall_limit_s(self) -> float:
+        return max(STALL_FLOOR_S, STALL_STEPS * self._step_s)
+
+    def _outgrown(self, how: str) -> str:
+        self.outgrew = True
+        return f"{how}: its memory limit is {self.memory_limit_bytes >> 20} MiB"
 
     def _read_pipe(
         self, read: int, decoder: Decoder[Message], reports: asyncio.Queue[Message | None]
@@ -256,6 +402,9 @@ class WorkerKeeper:
         if state not in NEXT[self._state]:
             raise AssertionError(f"worker {self.spec.name}: {self._state} cannot become {state}")
         self._state, self._since, self._detail = state, self._clock(), detail
+        self._entered.set()
+        self._entered = asyncio.Event()
+        self._events.worker_changed(self.spec.name)
 
 
 def describe_exit(status: int) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from typing import TextIO
 
 
 class _Formatter(logging.Formatter):
@@ -33,17 +34,18 @@ class _Formatter(logging.Formatter):
 _TALKATIVE = ("alembic", "uvicorn", "httpx", "httpcore")
 
 
-def set_up_logging(source: str, *, level: int = logging.INFO) -> None:
-    """Replaces the root logger's handlers by one that names `source`, `PART` or `PART NAME`, with each message."""
+def set_up_logging(source: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Replaces the root logger's handlers by one that names `source`, `PART` or `PART NAME`, with each message; on `stream`, or
+    where standard error goes."""
     handler: logging.Handler
-    if _stderr_is_the_journal():
+    if stream is None and _stderr_is_the_journal():
         from systemd.journal import JournalHandler
 
         part, _, name = source.partition(" ")
         fields = {"CORAL_REEF_PART": part} | ({"CORAL_REEF_NAME": name} if name else {})
         handler = JournalHandler(SYSLOG_IDENTIFIER=f"coral-reef-{part}", **fields)
     else:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(_Formatter(source))
     root = logging.getLogger()
     root.handlers = [handler]

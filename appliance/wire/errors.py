@@ -2,6 +2,7 @@
 
 WireError
 ├── FrameError          the peer sent something that is not a frame of ours; the connection is of no more use
+│   └── BadMessage      a whole frame that holds no message of the protocol; what follows it can still be read
 ├── VersionError        the peer speaks another version
 ├── PeerRefused         the process at the other end is not one that may talk to us
 ├── Disconnected        the connection ended
@@ -17,6 +18,10 @@ class WireError(Exception):
 
 class FrameError(WireError):
     """A length beyond the limit, or bytes that are no message of the protocol."""
+
+
+class BadMessage(FrameError):
+    """A frame of the right form whose content is none of the messages that may come here."""
 
 
 class VersionError(WireError):

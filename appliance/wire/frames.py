@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from .errors import Disconnected, FrameError, PeerRefused, VersionError
+from .errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
 from .messages import PROTOCOL_VERSION, Hello, Message
 
 #: A frame longer than this is refused unread. The longest honest one is a `Generate` with a long history.
@@ -48,8 +48,12 @@ class Decoder(Generic[M]):
 
     def feed(self, data: bytes) -> list[M]:
         """The messages that `data` completes. FrameError for anything else; the decoder is then of no more use."""
+        return [self.decode(frame) for frame in self.split(data)]
+
+    def split(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes, unread. FrameError for one that is too long: nobody knows where the next begins."""
         self._buffer += data
-        messages: list[M] = []
+        frames: list[bytes] = []
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
@@ -58,13 +62,18 @@ class Decoder(Generic[M]):
             end = start + _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            try:
-                messages.append(self._decoder.decode(self._buffer[start + _LENGTH.size : end]))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise FrameError(f"not a message of the protocol: {error}") from error
+            frames.append(bytes(self._buffer[start + _LENGTH.size : end]))
             start = end
         del self._buffer[:start]
-        return messages
+        return frames
+
+    def decode(self, frame: bytes) -> M:
+        """The message in a frame. BadMessage when it is none; the frames after it are as good as before."""
+        try:
+            message: M = self._decoder.decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(f"not a message of the protocol: {error}") from error
+        return message
 
 
 class Connection(Generic[M]):
@@ -73,10 +82,10 @@ class Connection(Generic[M]):
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, union: Any) -> None:
         self._reader, self._writer = reader, writer
         self._decoder: Decoder[M] = Decoder(union)
-        self._ready: list[M] = []
+        self._ready: list[bytes] = []
 
     async def receive(self) -> M:
-        """The next message. Disconnected at the end, FrameError for what is none."""
+        """The next message. Disconnected at the end, BadMessage for a frame that holds none, FrameError for what is no frame."""
         while not self._ready:
             try:
                 data = await self._reader.read(65_536)
@@ -84,8 +93,8 @@ class Connection(Generic[M]):
                 raise Disconnected(str(error)) from error
             if not data:
                 raise Disconnected("the peer closed the connection")
-            self._ready = self._decoder.feed(data)[::-1]
-        return self._ready.pop()
+            self._ready = self._decoder.split(data)[::-1]
+        return self._decoder.decode(self._ready.pop())
 
     def post(self, message: Message) -> None:
         """Sends without waiting; what the peer is too slow to read is buffered (see `backlog_bytes`).

@@ -52,11 +52,26 @@ def protocol_failure(error: Exception) -> Failure:
 
 
 class LeaseRequest(Message, frozen=True, kw_only=True):
-    """A gateway asks for a place on a worker. The session is locked until the lease ends."""
+    """A gateway asks for a place on a worker. The session is locked until the lease ends.
+
+    `model` is empty for the default model, `adapter` for none.
+    """
 
     request_id: Id
     session_id: Id
     model: Annotated[str, Meta(max_length=128)] = ""
+    adapter: Annotated[str, Meta(max_length=128)] = ""
+
+
+class LeaseQueued(Message, frozen=True, kw_only=True):
+    """The request waits. `position` is its place among those for the same model and adapter, 1 for the next.
+
+    Sent when it begins to wait and again as it moves up: within about half a second, beyond the tenth place only after a tenth of
+    the way.
+    """
+
+    request_id: Id
+    position: Annotated[int, Meta(ge=1)]
 
 
 class LeaseGranted(Message, frozen=True, kw_only=True):
@@ -67,6 +82,7 @@ class LeaseGranted(Message, frozen=True, kw_only=True):
     worker: Annotated[str, Meta(max_length=64)]
     socket: Annotated[str, Meta(max_length=107)]
     model: Annotated[str, Meta(max_length=128)]
+    adapter: Annotated[str, Meta(max_length=128)] = ""
 
 
 class LeaseSettled(Message, frozen=True, kw_only=True):
@@ -86,8 +102,18 @@ class WorkerState(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    DRAINING = "draining"  # finishes its streams, takes no new ones
     STOPPING = "stopping"
     WAITING = "waiting"  # died; waits for its restart
+
+
+class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine that a worker runs: `build` is `wheel` for the portable one, `native` for one built for this CPU; `features` are
+    the instruction sets that it uses, as it names them."""
+
+    version: str
+    build: str
+    features: list[str] = []
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +130,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
     since_s: float
     detail: str = ""
+    engine: EngineBuild | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,8 +146,61 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class Severity(StrEnum):
+    """How much a repair matters."""
+
+    WARNING = "warning"  # works, but not as the owner thinks or for long
+    ERROR = "error"  # something that the owner wants does not work
+    CRITICAL = "critical"  # nothing that the owner wants works
+
+
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the owner should know and may have to do; gone when it is gone.
+
+    `id` is `kind` and `subject`; `since` in seconds since 1970; `fix` says what `RepairFix` would do, empty when nothing can.
+    """
+
+    id: str
+    kind: str
+    subject: str
+    severity: Severity
+    since: float
+    what: str
+    advice: str
+    fix: str = ""
+
+
+class ModelLoad(Message, frozen=True, kw_only=True):
+    """Let the model of that name write the replies from now on. Answered by `ModelLoading`, then `ModelLoaded` or `Failure`."""
+
+    request_id: Id
+    model: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class ModelLoading(Message, frozen=True, kw_only=True):
+    """A worker has begun to load the model; it is given up after `deadline_s`."""
+
+    request_id: Id
+    model: str
+    worker: str
+    size_bytes: int
+    deadline_s: float
+
+
+class ModelLoaded(Message, frozen=True, kw_only=True):
+    """New replies come from `model` now, on `worker`; `draining` replies go on on the one before until they end."""
+
+    request_id: Id
+    model: str
+    worker: str
+    context_tokens: int
+    draining: int
+
+
 class Status(Message, frozen=True, kw_only=True):
-    """The appliance as the supervisor sees it. `summary` is the line that systemd shows."""
+    """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
+    replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
+    first."""
 
     version: str
     mode: str
@@ -134,9 +214,81 @@ class Status(Message, frozen=True, kw_only=True):
     requests: int
     prompt_tokens: int
     completion_tokens: int
-    warnings: list[str]
+    repairs: list[Repair]
     workers: list[WorkerStatus]
     models: list[ModelStatus]
+    model: str = ""
+    configured_model: str = ""
+
+
+class Reload(Message, frozen=True, kw_only=True):
+    """Read the configuration again. `Done` says what changed; `Failure` why everything stays as it was."""
+
+    request_id: Id
+
+
+class WorkerRestart(Message, frozen=True, kw_only=True):
+    """Let a worker finish its streams and start it anew. `Done` when it is ready again."""
+
+    request_id: Id
+    name: Annotated[str, Meta(max_length=64)]
+
+
+class RepairFix(Message, frozen=True, kw_only=True):
+    """Do what the repair's `fix` says. `Done` when it was done, not when the trouble is over: that is an event."""
+
+    request_id: Id
+    id: Annotated[str, Meta(max_length=256)]
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """A request to the supervisor was carried out; `detail` is a sentence for people."""
+
+    request_id: Id
+    detail: str = ""
+
+
+class Topic(StrEnum):
+    """What one can subscribe to."""
+
+    WORKER = "worker"
+    REPAIR = "repair"
+    SYSTEM = "system"
+
+
+class Subscribe(Message, frozen=True, kw_only=True):
+    """From now on, send the events of these topics; all when none is named."""
+
+    topics: Annotated[list[Topic], Meta(max_length=16)] = []
+
+
+class WorkerChanged(Message, frozen=True, kw_only=True):
+    """A worker entered another state."""
+
+    worker: WorkerStatus
+
+
+class RepairChanged(Message, frozen=True, kw_only=True):
+    """A repair appeared, changed, or is `gone`."""
+
+    repair: Repair
+    gone: bool = False
+
+
+class SystemChanged(Message, frozen=True, kw_only=True):
+    """Something happened to the appliance as a whole: `reloaded`, `reload_refused`, `stopping`."""
+
+    event: str
+    detail: str = ""
+
+
+class EventsLost(Message, frozen=True, kw_only=True):
+    """The subscriber was too slow: so many events before the next one were left out, the oldest first."""
+
+    count: int
+
+
+Event = WorkerChanged | RepairChanged | SystemChanged
 
 
 # --- worker socket ---------------------------------------------------------------------------------------------
@@ -165,6 +317,7 @@ class Generate(Message, frozen=True, kw_only=True):
     request_id: Id
     turns: Annotated[list[Turn], Meta(min_length=1, max_length=1024)]
     sampling: Sampling
+    adapter: Annotated[str, Meta(max_length=128)] = ""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -177,6 +330,14 @@ class Tokens(Message, frozen=True, kw_only=True):
     """New text of any number of streams: (request_id, text) pairs, those of one wake-up together."""
 
     items: list[tuple[str, str]]
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    """How much of a long prompt has been read: `done` of `total` tokens. Not more often than four times a second."""
+
+    request_id: Id
+    done: Annotated[int, Meta(ge=0)]
+    total: Annotated[int, Meta(ge=0)]
 
 
 class FinishReason(StrEnum):
@@ -222,7 +383,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     threads: int
     context_tokens: int
-    batch_tokens: int
+    batch_tokens: int  # 0: measured
     cache_mib: int
 
 
@@ -247,10 +408,25 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot."""
+    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
+    a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
+    with the model."""
 
     context_tokens: int
     load_s: float
+    engine: EngineBuild | None = None
+    adapters: list[str] = []
+    batch_tokens: int = 0
+    step_s: float = 0.0
+
+
+class WorkerPulse(Message, frozen=True, kw_only=True):
+    """Through the worker's pipe, every two seconds: a count of the engine's steps that grows as long as it works, how long a
+    step takes, and the streams under way."""
+
+    steps: int
+    step_s: float
+    streams: int
 
 
 class WorkerFailed(Message, frozen=True, kw_only=True):
@@ -260,10 +436,33 @@ class WorkerFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
-ToSupervisor = Hello | LeaseRequest | LeaseSettled | StatusRequest
-FromSupervisor = Hello | Failure | LeaseGranted | Status
+ToSupervisor = (
+    Hello
+    | LeaseRequest
+    | LeaseSettled
+    | StatusRequest
+    | Subscribe
+    | Reload
+    | WorkerRestart
+    | RepairFix
+    | ModelLoad
+)
+FromSupervisor = (
+    Hello
+    | Failure
+    | LeaseQueued
+    | LeaseGranted
+    | Status
+    | Done
+    | WorkerChanged
+    | RepairChanged
+    | SystemChanged
+    | EventsLost
+    | ModelLoading
+    | ModelLoaded
+)
 ToWorker = Hello | Generate | Cancel
-FromWorker = Hello | Failure | Tokens | Finished
+FromWorker = Hello | Failure | Tokens | Progress | Finished
 ToForkserver = Spawn
 FromForkserver = Hello | Spawned | Exited
-FromWorkerPipe = WorkerReady | WorkerFailed
+FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed

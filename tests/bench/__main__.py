@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.endless import NAME, add_endless_model
 
+from . import placement
 from .appliance_run import RunningAppliance
 
 STREAMS = 16
@@ -30,6 +31,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(f"{os.cpu_count()} cores; medians of {rounds} rounds, the sides in turn\n")
     print(f"{'figure':<44} {'ours':>12} {'limit':>12} {'ratio':>7}")
+    decisions(rounds)
     throughput(rounds)
     start(rounds)
     memory()
@@ -37,6 +39,13 @@ def main() -> None:
 
 def row(name: str, ours: str, limit: str = "", ratio: str = "") -> None:
     print(f"{name:<44} {ours:>12} {limit:>12} {ratio:>7}", flush=True)
+
+
+def decisions(rounds: int) -> None:
+    """The scheduler alone: what a request and the end of another cost."""
+    for title, ours in placement.figures(rounds):
+        limit = placement.LIMIT_US
+        row(title, f"{ours:.1f} us", f"{limit:.0f} us", f"{ours / limit:.2f}")
 
 
 def add_window(models: Path) -> Path:

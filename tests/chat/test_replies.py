@@ -14,13 +14,14 @@ from appliance.chat.errors import (
     BadMessage,
     ChatError,
     GenerationFailed,
+    NotServed,
     Unavailable,
     UnknownPersona,
     UnknownSession,
 )
 from appliance.chat.generator import Generation
 from appliance.chat.personas import load_personas
-from appliance.chat.replies import Chat, Done, Event, Question, Reply, Started, Text
+from appliance.chat.replies import Chat, Done, Event, Question, Queued, Reply, Started, Text
 from appliance.chat.store import SessionInfo, StoredTurn
 from appliance.wire.messages import Finished, FinishReason, Sampling, Turn, Usage
 
@@ -94,14 +95,20 @@ class Hand:
         self.turns: list[Turn] = []
         self.sampling: Sampling | None = None
         self.on_text: Callable[[str], None] | None = None
+        self.on_progress: Callable[[int, int], None] | None = None
         self.running = asyncio.Event()
         self.cancels = 0
         self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
     async def run(
-        self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        on_progress: Callable[[int, int], None],
     ) -> Finished:
         self.turns, self.sampling, self.on_text = list(turns), sampling, on_text
+        self.on_progress = on_progress
         self.running.set()
         return await self._end
 
@@ -132,11 +139,17 @@ class Hands:
     asked: list[tuple[str, str]] = field(default_factory=list)
     asking: asyncio.Event = field(default_factory=asyncio.Event)
     held: int = 0
+    key: tuple[str, str] = ("", "")
+    on_queued: Callable[[int], None] = lambda _: None
     failure: ChatError | None = None
 
     @asynccontextmanager
-    async def lease(self, request_id: str, session_id: str) -> AsyncIterator[Generation]:
+    async def lease(
+        self, request_id: str, session_id: str, *, model: str, adapter: str, on_queued: Callable[[int], None]
+    ) -> AsyncIterator[Generation]:
         self.asked.append((request_id, session_id))
+        self.key = (model, adapter)
+        self.on_queued = on_queued
         self.asking.set()
         await self.places.wait()
         if self.failure is not None:
@@ -383,6 +396,7 @@ async def test_a_reader_that_is_cancelled_cancels(room: Room) -> None:
     [
         (Unavailable("full", "queue_full"), "queue_full", 503),
         (GenerationFailed("no socket", "worker_lost"), "worker_lost", 502),
+        (NotServed("no such", "unknown_adapter"), "unknown_adapter", 404),
     ],
 )
 async def test_no_place(room: Room, failure: ChatError, code: str, status: int) -> None:
@@ -392,6 +406,26 @@ async def test_no_place(room: Room, failure: ChatError, code: str, status: int) 
         await collect(reply)
     assert (caught.value.code, caught.value.status) == (code, status)
     assert room.store.commits == []
+
+
+async def test_the_place_in_the_queue(room: Room) -> None:
+    """Its changes since the last look are one event, and the last one is not told any more when the writing begins."""
+    room.hands.places.clear()
+    reply = await room.ask()
+    events = reply.events()
+    assert isinstance(await anext(events), Started)
+    await room.hands.asking.wait()
+    for position in (7, 6):
+        room.hands.on_queued(position)
+    assert await anext(events) == Queued(6)
+    room.hands.on_queued(1)
+    room.hands.places.set()
+    hand = await room.hands.given.get()
+    await hand.write("here")
+    assert await anext(events) == Text("here")
+    hand.finish()
+    assert isinstance(await anext(events), Done)
+    await events.aclose()
 
 
 async def test_a_worker_that_dies_midway(room: Room) -> None:

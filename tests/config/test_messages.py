@@ -13,7 +13,7 @@ from appliance.config.load import check, load_network
 PORT = "an integer from 1 to 65535"
 PROCESSES = "an integer from 0 to 64"
 ICE = "a URL like stun:stun.example.org:3478 or turns:turn.example.org:5349?transport=tcp"
-GATEWAY_KEYS = "processes, message_limit_chars, body_limit_bytes, drain_s"
+GATEWAY_KEYS = "processes, connections_limit, message_limit_chars, body_limit_bytes, drain_s"
 
 
 def said(folder: Path, name: str, text: str) -> list[str]:

@@ -16,12 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+import uvicorn
 from litestar.exceptions import LitestarDeprecationWarning
 
 from appliance.config.appliance import Appliance, Gateway
 from appliance.gateway.__main__ import prepare
 from appliance.gateway.links import SupervisorLink
-from appliance.gateway.server import serve
+from appliance.gateway.server import make_server
 from appliance.identity.keys import ApiKeys
 from appliance.identity.roles import Role
 from appliance.paths import Paths
@@ -35,10 +36,12 @@ from appliance.wire.messages import (
     FinishReason,
     Generate,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
     ModelStatus,
+    Progress,
     Status,
     StatusRequest,
     Tokens,
@@ -51,15 +54,18 @@ from appliance.wire.messages import (
 PATIENCE_S = 0.5
 
 MESSAGE_LIMIT_CHARS = 500
+CONNECTIONS_LIMIT = 48
 
 
 @dataclass
 class Script:
-    """What the worker does with a question: its pieces (the rest after `gate`), then its end: a reason, a failure or death."""
+    """What the worker does with a question: its pieces (the rest after `gate`; all of them when it tells progress), then its
+    end: a reason, a failure or death."""
 
     pieces: Sequence[str] = ("Hello", " there", ".")
     gate: asyncio.Event | None = None
     end: FinishReason | Failure | None = FinishReason.STOP
+    progress: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -71,7 +77,11 @@ class FakeAppliance:
     ready: bool = True
     mute: bool = False  # takes leases and status requests, and never answers
     refusal: tuple[str, str] | None = None
+    queue: tuple[int, asyncio.Event] | None = (
+        None  # the place that is told before a lease, and until when it is kept
+    )
     socket: str = ""
+    status_requests: int = 0
     requests: list[LeaseRequest] = field(default_factory=list)
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
     generates: dict[str, Generate] = field(default_factory=dict)
@@ -138,6 +148,7 @@ class FakeAppliance:
             while True:
                 match await peer.receive():
                     case StatusRequest():
+                        self.status_requests += 1
                         if not self.mute:
                             peer.post(self.status())
                     case LeaseRequest(request_id=request_id) as request:
@@ -149,6 +160,10 @@ class FakeAppliance:
                             code, message = self.refusal
                             peer.post(Failure(code=code, message=message, request_id=request_id))
                             continue
+                        if self.queue is not None:
+                            position, over = self.queue
+                            peer.post(LeaseQueued(request_id=request_id, position=position))
+                            await over.wait()
                         peer.post(
                             LeaseGranted(
                                 request_id=request_id,
@@ -193,8 +208,10 @@ class FakeAppliance:
         script = self.scripts.get(request.turns[-1].content, Script())
         key = request.request_id
         usage = Usage(prompt_tokens=len(request.turns), completion_tokens=len(script.pieces))
+        for done, total in script.progress:
+            peer.post(Progress(request_id=key, done=done, total=total))
         for number, piece in enumerate(script.pieces):
-            if number == 1 and script.gate is not None:
+            if number == (0 if script.progress else 1) and script.gate is not None:
                 waits = [asyncio.ensure_future(each.wait()) for each in (script.gate, stop)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for wait in waits:
@@ -225,7 +242,7 @@ class FakeAppliance:
             requests=len(self.requests),
             prompt_tokens=0,
             completion_tokens=0,
-            warnings=[],
+            repairs=[],
             workers=[],
             models=[
                 ModelStatus(
@@ -245,6 +262,7 @@ class Served:
     paths: Paths
     fake: FakeAppliance
     client: httpx.AsyncClient
+    server: uvicorn.Server
 
     @staticmethod
     def script(
@@ -252,8 +270,9 @@ class Served:
         pieces: Sequence[str] = ("Hello", " there", "."),
         gate: asyncio.Event | None = None,
         end: FinishReason | Failure | None = FinishReason.STOP,
+        progress: Sequence[tuple[int, int]] = (),
     ) -> Script:
-        return Script(pieces, gate, end)
+        return Script(pieces, gate, end, progress)
 
     async def connected(self) -> None:
         """Waits until the gateway has found its supervisor."""
@@ -275,7 +294,8 @@ async def served() -> AsyncIterator[Served]:
     await fake.start()
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    settings = Appliance(gateway=Gateway(drain_s=1, message_limit_chars=MESSAGE_LIMIT_CHARS))
+    gateway = Gateway(drain_s=1, message_limit_chars=MESSAGE_LIMIT_CHARS, connections_limit=CONNECTIONS_LIMIT)
+    settings = Appliance(gateway=gateway)
     # The protocol is named as in a socket made from a descriptor: without it asyncio leaves Nagle's delay of 40 ms on.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with pytest.MonkeyPatch.context() as patch, bound as listener:
@@ -288,13 +308,14 @@ async def served() -> AsyncIterator[Served]:
         with warnings.catch_warnings():
             # A test of its own shows that the application asks for what the framework will no longer do.
             warnings.simplefilter("ignore", LitestarDeprecationWarning)
-            serving = asyncio.create_task(serve(paths, settings, [listener], ready.set))
+            server = make_server(paths, settings, [listener], ready.set)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert ready.is_set(), "the gateway does not start"
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20) as client:
-            found = Served(url, key, user_key, paths, fake, client)
+            found = Served(url, key, user_key, paths, fake, client, server)
             await found.connected()
             yield found
         os.kill(os.getpid(), signal.SIGTERM)

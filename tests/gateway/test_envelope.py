@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.chat.errors import BadMessage
-from appliance.chat.replies import Done, Started, Text
+from appliance.chat.replies import Done, Queued, Started, Text
 from appliance.gateway.envelope import (
     CancelMessage,
     CancelRequest,
@@ -47,6 +47,8 @@ REQUESTS = st.builds(
     top_p=st.none() | st.floats(0, 1, exclude_min=True),
     stop=st.none() | st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=64), max_size=8),
     seed=st.none() | st.integers(0, 0xFFFF_FFFE),
+    model=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=128),
+    adapter=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=128),
     stream=st.booleans(),
 )
 
@@ -162,6 +164,10 @@ def test_what_a_client_gets() -> None:
             "event": "request_started",
             "data": {"request_id": "r", "session_id": "s", "persona_id": "coral"},
         },
+    }
+    assert msgspec.json.decode(of_event(Queued(4), "r")) == {
+        "type": "system",
+        "payload": {"event": "queued", "data": {"request_id": "r", "position": 4}},
     }
     assert msgspec.json.decode(of_event(Text("hi"), "r")) == {
         "type": "token",

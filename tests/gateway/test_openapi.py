@@ -27,6 +27,7 @@ ROUTES = {
     "/api/v1/personas": {"get"},
     "/api/v1/system/status": {"get"},
     "/api/v1/system/models": {"get"},
+    "/api/v1/system/repairs": {"get"},
     "/health": {"get"},
 }
 
@@ -95,7 +96,9 @@ async def test_what_needs_a_key(served: Served) -> None:
     [
         {},
         {"max_tokens": 5, "seed": 1, "stop": ["x"], "top_p": 0.5, "temperature": 2},
+        {"model": "coral-reef-chat", "adapter": "chef"},
         {"max_tokens": 0},
+        {"adapter": ""},
         {"temperature": 3},
         {"message": ""},
         {"persona_id": None},
@@ -114,6 +117,40 @@ async def test_the_schema_of_a_question_agrees_with_what_is_taken(
     body = {"persona_id": "coral", "message": "m"} | more
     response = await served.client.post("/api/v1/chat", json=body)
     assert (response.status_code == 200) == Draft202012Validator(schema).is_valid(body)
+
+
+@MODULE
+async def test_errors_are_problems(served: Served) -> None:
+    """Every error that is described has our form, and what happens is described."""
+    found = await description(served)
+    schema = {**found["components"]["schemas"]["Problem"], "components": found["components"]}
+    for path, operations in found["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/health":
+                    assert set(response["content"]) == {"application/problem+json"}, (path, status)
+    refused: list[tuple[str, str, dict[str, Any], int]] = [
+        ("post", "/api/v1/chat", {"json": {}}, 400),
+        ("post", "/api/v1/chat", {"json": {}, "headers": {"Authorization": ""}}, 401),
+        ("post", "/api/v1/chat/stream", {"json": {"persona_id": "nemo", "message": "m"}}, 404),
+        ("post", "/api/v1/chat", {"content": b" " * 100_000}, 413),
+        ("get", "/api/v1/chat/history/{session_id}", {}, 404),
+        ("delete", "/api/v1/chat/history/{session_id}", {}, 404),
+        ("get", "/api/v1/personas", {"headers": {"Authorization": ""}}, 401),
+    ]
+    for method, path, more, status in refused:
+        response = await served.client.request(method, path.replace("{session_id}", "none"), **more)
+        assert response.status_code == status
+        assert str(status) in found["paths"][path][method]["responses"]
+        Draft202012Validator(schema).validate(response.json())
+
+
+@MODULE
+@pytest.mark.parametrize("path", ["/openapi", "/openapi/", "/openapi/openapi.json", "/openapi/x"])
+async def test_there_is_one_description(served: Served, path: str) -> None:
+    response = await served.client.get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 class Elements(HTMLParser):

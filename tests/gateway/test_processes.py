@@ -136,11 +136,11 @@ def test_a_reload_replaces_all_of_them(parent: Parent) -> None:
     for count in (3, 1):
         before = parent.children()
         parent.process.send_signal(signal.SIGHUP)
-        wait_for(
-            lambda count=count, before=before: (
-                len(parent.children()) == count and not before & parent.children()
-            )
-        )  # type: ignore[misc]
+
+        def replaced(count: int = count, before: set[int] = before) -> bool:
+            return len(parent.children()) == count and not before & parent.children()
+
+        wait_for(replaced)
 
 
 def test_processes_that_never_serve_end_it() -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from appliance.chat.personas import load_personas
+from appliance.gateway import links
 from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
 from appliance.wire.messages import Failure, FinishReason, Sampling, Usage
@@ -130,13 +131,67 @@ async def test_status_and_models(served: Served) -> None:
     assert [(each["name"], each["loaded_by"]) for each in models] == [("m", ["text-1"])]
 
 
+async def test_who_asks_for_the_health_shares_the_answer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "RECENT_S", 1000.0)
+    await served.connected()
+    asked = served.fake.status_requests
+    answers = await asyncio.gather(*(served.client.get("/health") for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert served.fake.status_requests - asked <= 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.json", "/api/v1/personas", "/"])
+async def test_head_is_get_without_the_body(served: Served, path: str) -> None:
+    got, head = await served.client.get(path), await served.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == got.headers[name]
+
+
+async def test_a_history_page_by_page(served: Served) -> None:
+    session_id = (await served.client.post(CHAT, json=ask("turn 0"))).json()["session_id"]
+    for number in range(1, 4):
+        await served.client.post(CHAT, json=ask(f"turn {number}", session_id=session_id))
+    url = f"{CHAT}/history/{session_id}"
+    everything = (await served.client.get(url)).json()
+    assert [each["position"] for each in everything["messages"]] == list(range(8))
+    assert everything["earlier"] is False
+    pages: list[list[dict[str, object]]] = []
+    before = None
+    while True:
+        asked = {"limit": 3} | ({} if before is None else {"before": before})
+        page = (await served.client.get(url, params=asked)).json()
+        pages.insert(0, page["messages"])
+        if not page["earlier"]:
+            break
+        before = page["messages"][0]["position"]
+    assert [len(page) for page in pages] == [2, 3, 3]
+    assert [each for page in pages for each in page] == everything["messages"]
+    nothing = (await served.client.get(url, params={"before": 0})).json()
+    assert (nothing["messages"], nothing["earlier"]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"before": -1}, {"before": 2**60}, {"before": ""}],
+)
+async def test_pages_that_there_are_not(served: Served, asked: dict[str, Any]) -> None:
+    session_id = (await served.client.post(CHAT, json=ask("page"))).json()["session_id"]
+    found = problem(await served.client.get(f"{CHAT}/history/{session_id}", params=asked), 400)
+    assert next(iter(asked)) in found["detail"]
+
+
 async def test_health_needs_no_key(served: Served) -> None:
     async with httpx.AsyncClient(base_url=served.url, trust_env=False) as client:
         response = await client.get("/health")
         assert (response.status_code, response.json()["status"]) == (200, "ok")
         served.fake.ready = False
         try:
-            response = await client.get("/health")
+            async with asyncio.timeout(10):
+                while (response := await client.get("/health")).status_code == 200:  # noqa: ASYNC110  (no other sign)
+                    await asyncio.sleep(0.05)
         finally:
             served.fake.ready = True
     assert response.status_code == 503
@@ -334,6 +389,25 @@ async def test_a_full_queue(served: Served) -> None:
     found = problem(response, 503)
     assert (found["code"], response.headers["retry-after"]) == ("queue_full", "1")
     assert served.fake.asked("turned away") == []
+
+
+async def test_a_model_and_its_adapter(served: Served) -> None:
+    response = await served.client.post(CHAT, json=ask("in its voice", model="m", adapter="chef"))
+    assert response.status_code == 200
+    (generate,) = served.fake.asked("in its voice")
+    (lease,) = [each for each in served.fake.requests if each.request_id == generate.request_id]
+    assert (lease.model, lease.adapter, generate.adapter) == ("m", "chef", "chef")
+
+
+@pytest.mark.parametrize("code", ["unknown_model", "unknown_adapter"])
+async def test_what_no_worker_has(served: Served, code: str) -> None:
+    served.fake.refusal = (code, "there are: m")
+    try:
+        response = await served.client.post(CHAT, json=ask("not served", model="n"))
+    finally:
+        served.fake.refusal = None
+    found = problem(response, 404)
+    assert (found["code"], found["detail"]) == (code, "there are: m")
 
 
 async def test_a_client_that_goes_away_cancels(served: Served) -> None:

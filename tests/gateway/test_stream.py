@@ -81,6 +81,39 @@ async def test_tokens_come_as_they_are_written(served: Served) -> None:
     assert rest[-1]["type"] == "done"
 
 
+async def test_the_place_in_the_queue_is_told(served: Served) -> None:
+    over = asyncio.Event()
+    served.fake.queue = (3, over)
+    try:
+        async with served.client.stream("POST", STREAM, json=ask("in a queue")) as response:
+            found = events(response.aiter_lines())
+            key = (await anext(found))["payload"]["data"]["request_id"]
+            queued = {"event": "queued", "data": {"request_id": key, "position": 3}}
+            assert await anext(found) == {"type": "system", "payload": queued}
+            over.set()
+            rest = [each["type"] async for each in found]
+    finally:
+        over.set()
+        served.fake.queue = None
+    assert set(rest[:-1]) == {"token"}
+    assert rest[-1] == "done"
+
+
+async def test_progress_of_a_long_prompt(served: Served) -> None:
+    gate = asyncio.Event()
+    served.fake.scripts["long"] = served.script(pieces=["end"], gate=gate, progress=[(128, 300)])
+    async with served.client.stream("POST", STREAM, json=ask("long")) as response:
+        found = events(response.aiter_lines())
+        started = await anext(found)
+        key = started["payload"]["data"]["request_id"]
+        first = await anext(found)
+        gate.set()
+        rest = [each async for each in found]
+    data = {"request_id": key, "done": 128, "total": 300}
+    assert first == {"type": "system", "payload": {"event": "progress", "data": data}}
+    assert [each["type"] for each in rest] == ["token", "done"]
+
+
 async def test_a_worker_that_dies_midway(served: Served) -> None:
     served.fake.scripts["dies"] = served.script(pieces=["half"], end=None)
     found = await frames(served, "dies")

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import uvloop
+from websockets.asyncio.client import connect
 
 from appliance.chat.errors import Unavailable
 from appliance.gateway.links import SupervisorLink
@@ -44,6 +46,17 @@ async def test_away_then_back(served: Served) -> None:
     assert 0.4 < waited_s < 5  # PATIENCE_S
     status = await served.client.get("/api/v1/system/status")
     assert status.status_code == 503
+    stream = await served.client.post(f"{CHAT}/stream", json=question)
+    started, error = (msgspec.json.decode(line[6:]) for line in stream.text.split("\n\n")[:-1])
+    assert (started["type"], error["type"]) == ("system", "error")
+    assert error["payload"]["code"] == "unavailable"
+    headers = {"Authorization": f"Bearer {served.key}"}
+    address = f"{served.url.replace('http', 'ws')}/ws"
+    async with connect(address, proxy=None, additional_headers=headers) as socket:
+        await socket.send(msgspec.json.encode({"type": "chat", "payload": question}).decode())
+        events = [msgspec.json.decode(await socket.recv()) for _ in range(2)]
+    assert [event["type"] for event in events] == ["system", "error"]
+    assert events[1]["payload"]["code"] == "unavailable"
     # A request that waits when it comes back is answered.
     waiting = asyncio.create_task(served.client.post(CHAT, json=question))
     await asyncio.sleep(0)
@@ -119,6 +132,21 @@ async def test_a_wait_that_is_given_up_is_withdrawn(served: Served) -> None:
         served.fake.mute = False
         await link.close()
     assert not link._leases
+
+
+@MODULE
+async def test_a_status_that_does_not_come_leaves_nothing_behind(served: Served) -> None:
+    link = SupervisorLink(str(served.paths.control_socket), patience_s=5, answer_s=0.05)
+    link.start()
+    served.fake.mute = True
+    try:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="does not answer"):
+                await link.status()
+        assert not link._statuses
+    finally:
+        served.fake.mute = False
+        await link.close()
 
 
 @MODULE

@@ -95,11 +95,51 @@ async def test_a_conversation(served: Served) -> None:
     assert [turn.content for turn in served.fake.generates[key].turns[1:]] == ["one", "Hello there.", "two"]
 
 
+async def test_the_place_in_the_queue_is_told(served: Served) -> None:
+    over = asyncio.Event()
+    served.fake.queue = (2, over)
+    try:
+        async with talking(served) as talk:
+            key = await talk.chat("a moment", stream=False)
+            queued = {"event": "queued", "data": {"request_id": key, "position": 2}}
+            assert await talk.receive() == {"type": "system", "payload": queued}
+            over.set()
+            tokens, end = await talk.rest(key)
+    finally:
+        over.set()
+        served.fake.queue = None
+    assert (tokens, end["type"]) == (["Hello there."], "done")
+
+
 async def test_the_reply_as_one_token(served: Served) -> None:
     served.fake.scripts["whole"] = served.script(pieces=["a", "b", "c"])
     async with talking(served) as talk:
         tokens, end = await talk.rest(await talk.chat("whole", stream=False))
     assert (tokens, end["type"]) == (["abc"], "done")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_progress_of_a_long_prompt(served: Served, *, stream: bool) -> None:
+    gate = asyncio.Event()
+    message = f"long {stream}"
+    served.fake.scripts[message] = served.script(pieces=["end"], gate=gate, progress=[(128, 300)])
+    async with talking(served) as talk:
+        key = await talk.chat(message, stream=stream)
+        progress = await talk.receive()
+        gate.set()
+        assert await talk.rest(key) == (
+            ["end"],
+            {
+                "type": "done",
+                "payload": {
+                    "request_id": key,
+                    "usage": {**USAGE, "completion_tokens": 1},
+                    "finish_reason": "stop",
+                },
+            },
+        )
+    data = {"request_id": key, "done": 128, "total": 300}
+    assert progress == {"type": "system", "payload": {"event": "progress", "data": data}}
 
 
 async def test_cancel(served: Served) -> None:

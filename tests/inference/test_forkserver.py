@@ -142,7 +142,7 @@ def test_workers_whose_model_is_not_right(forkserver: Forkserver, folder: Path) 
     missing = spec(folder, model_path=str(folder / "none.gguf"))
     changed = spec(folder, name="text-2", model_sha256="0" * 64)
     (folder / "bad.gguf").write_bytes(b"x")
-    for what, words in ((missing, "No such file"), (changed, "SHA-256 is")):
+    for what, words in ((missing, "No such file"), (changed, "has the SHA-256")):
         pid, pipe = forkserver.spawn(what)
         try:
             failed = report(pipe)

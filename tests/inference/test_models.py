@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,10 @@ def test_an_unknown_name(paths: Paths) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "No such file or directory: copy it again"),
-        (CONTENT[:-1], "12 bytes, the manifest says 13: copy it again"),
-        (CONTENT + b"!", "14 bytes, the manifest says 13"),
-        (b"!" + CONTENT[1:], "SHA-256 is [0-9a-f]{64}, the manifest says [0-9a-f]{64}: copy it again"),
+        (None, "mine.gguf cannot be read: No such file or directory: add it again with"),
+        (CONTENT[:-1], "has 12 bytes, the manifest says 13: add it again with"),
+        (CONTENT + b"!", "has 14 bytes, the manifest says 13"),
+        (b"!" + CONTENT[1:], "has the SHA-256 [0-9a-f]{64}, the manifest says [0-9a-f]{64}: add it again"),
     ],
     ids=["missing", "short", "long", "changed"],
 )
@@ -84,8 +85,44 @@ def test_a_file_that_is_not_what_the_manifest_says(paths: Paths, content: bytes 
         path.write_bytes(content)
     with pytest.raises(ModelCorrupt, match=words) as caught:
         models.verify(models.find(paths, "mine"))
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith("the model mine: its file mine.gguf ")
+    assert str(path.parent) not in str(caught.value), "strangers may read it"
     assert caught.value.code == "model_corrupt"
+
+
+def test_a_shipped_file_that_is_damaged() -> None:
+    model = next(iter(models.shipped().values()))
+    changed = msgspec.structs.replace(model.entry, size_bytes=1)
+    with pytest.raises(ModelCorrupt, match="install Coral-Reef again"):
+        models.verify(msgspec.structs.replace(model, entry=changed))
+
+
+def test_progress_of_a_check(paths: Paths) -> None:
+    done: list[int] = []
+    models.verify(models.find(paths, "mine"), done.append)
+    assert done == [len(CONTENT)]
+
+
+def test_a_broken_manifest_hides_no_model_that_ships(paths: Paths) -> None:
+    (paths.models / "manifest.json").write_text("{")
+    (name,) = models.shipped()
+    assert models.find(paths, name).shipped
+    with pytest.raises(ManifestBroken):
+        models.find(paths, "mine")
+
+
+def test_a_manifest_is_read_again_when_it_has_changed(paths: Paths) -> None:
+    path = paths.models / "manifest.json"
+    long_ago = path.stat().st_mtime_ns - 10 * models.SETTLED_NS
+    os.utime(path, ns=(long_ago, long_ago))
+    first = models.read_manifest(paths.models)
+    assert models.read_manifest(paths.models) is first, "it has not changed"
+    write(paths, entry(name="yours"))
+    assert [each.name for each in models.read_manifest(paths.models)] == ["yours"]
+    write(paths, entry(name="thine"))  # as long as before, and perhaps in the same tick
+    assert [each.name for each in models.read_manifest(paths.models)] == ["thine"]
+    path.unlink()
+    assert models.read_manifest(paths.models) == []
 
 
 def test_a_folder_in_place_of_the_file(paths: Paths) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import appliance.inference.preload  # noqa: F401  (how a worker imports the engine)
-from appliance.inference import models
-from appliance.inference.errors import EngineFailed, PromptTooLong
+from appliance.inference import models, prefill
+from appliance.inference.errors import AdapterUnknown, EngineFailed, PromptTooLong
 from appliance.inference.text import TextEngine
 from appliance.paths import Paths
 from appliance.wire.messages import Finished, FinishReason, Generate, Sampling, Turn
@@ -111,6 +111,7 @@ def test_cancelled_while_it_reads(engine: TextEngine) -> None:
     written = Written(engine, ask("something that was never read before " * 8), lambda: True)
     assert written.finished.finish_reason is FinishReason.CANCELLED
     assert written.pieces == []
+    assert written.finished.usage.prompt_tokens > 40
 
 
 def test_a_prompt_that_is_too_long(engine: TextEngine) -> None:
@@ -119,6 +120,13 @@ def test_a_prompt_that_is_too_long(engine: TextEngine) -> None:
     assert caught.value.code == "prompt_too_long"
     assert caught.value.tokens == engine.count(ask("zq " * WINDOW))
     assert caught.value.limit < WINDOW
+
+
+def test_an_adapter_that_was_not_loaded(engine: TextEngine) -> None:
+    """The engine itself would ignore it and answer without."""
+    request = Generate(request_id="r", turns=ask("Who?"), sampling=Sampling(), adapter="chef")
+    with pytest.raises(AdapterUnknown, match=r"no adapter 'chef' is loaded; there are: none"):
+        engine.generate(request, lambda _: None, lambda: False)
 
 
 def test_a_long_history_loses_its_oldest_turns(engine: TextEngine) -> None:
@@ -174,6 +182,22 @@ def test_turns_in_any_order(engine: TextEngine, roles: str) -> None:
     except EngineFailed:
         finished = None
     assert finished is None or finished.usage.completion_tokens <= 2
+
+
+@pytest.mark.parametrize(("step_s", "batch"), [(1000.0, prefill.LARGEST), (0.0, prefill.SMALLEST)])
+def test_the_batch_is_measured(monkeypatch: pytest.MonkeyPatch, step_s: float, batch: int) -> None:
+    """With all the time in the world, and with none: the model is then loaded a second time."""
+    monkeypatch.setattr(prefill, "STEP_S", step_s)
+    model = models.find(Paths.under(Path("/nonexistent")), "coral-reef-chat")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        engine = TextEngine(
+            model.path, Path(folder), slots=2, threads=1, context_tokens=WINDOW, batch_tokens=0, cache_mib=8
+        )
+        assert engine.batch_tokens == batch
+        assert engine.step_s > 0
+        assert Written(engine, ask("What are you?")).text
+        del engine._server
+        gc.collect()
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

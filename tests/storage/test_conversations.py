@@ -82,6 +82,10 @@ def test_the_newest_messages_in_order(conversations: Conversations, session: Ses
         assert newest == everything[max(0, 6 - limit) :]
     with pytest.raises(ValueError, match="at least 0"):
         conversations.history(session.id, limit=-1)
+    for before in (0, 1, len(everything) - 1, len(everything), 10**9):
+        assert [
+            message.content for message in conversations.history(session.id, before=before)
+        ] == everything[:before]
 
 
 def test_sessions_of_an_owner_the_last_used_first(conversations: Conversations) -> None:

@@ -15,20 +15,40 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
-from appliance.supervisor.control import ControlSocket
+from appliance.supervisor.control import (
+    BAD_MESSAGES_LIMIT,
+    EVENTS_KEPT,
+    PLACES_LIMIT,
+    PLACES_PERIOD_S,
+    ControlSocket,
+)
+from appliance.supervisor.errors import NoSuchWorker, NotFixable
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
 from appliance.wire.messages import (
+    Done,
+    EventsLost,
     Failure,
     FromSupervisor,
     Hello,
     LeaseGranted,
+    LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Message,
+    ModelLoad,
+    ModelLoaded,
+    ModelLoading,
+    Reload,
+    RepairFix,
     Status,
     StatusRequest,
+    Subscribe,
+    SystemChanged,
+    Topic,
+    WorkerRestart,
 )
 
 STATUS = Status(
@@ -44,10 +64,39 @@ STATUS = Status(
     requests=0,
     prompt_tokens=0,
     completion_tokens=0,
-    warnings=[],
+    repairs=[],
     workers=[],
     models=[],
 )
+
+
+class SomeOrders:
+    """Carries out what it is told, or says that it cannot."""
+
+    async def reload(self) -> str:
+        await asyncio.sleep(0)
+        return "nothing changed"
+
+    async def restart_worker(self, name: str) -> str:
+        if name != "w":
+            raise NoSuchWorker(f"no worker is called {name!r}")
+        return "ready again"
+
+    async def fix(self, repair_id: str) -> str:
+        raise NotFixable("x" * 10_000)
+
+    async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
+        if request.model != "mine":
+            raise ModelUnknown(f"no model is called {request.model!r}")
+        tell(
+            ModelLoading(request_id=request.request_id, model="mine", worker="w", size_bytes=1, deadline_s=60)
+        )
+        return ModelLoaded(
+            request_id=request.request_id, model="mine", worker="w", context_tokens=512, draining=0
+        )
+
+
+ORDERS = SomeOrders()
 
 
 @dataclass
@@ -57,6 +106,7 @@ class Served:
     path: Path
     control: ControlSocket
     table: LeaseTable
+    reasons: list[str]
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[Connection[Message]]:
@@ -67,33 +117,60 @@ class Served:
             await connection.close()
 
     def worker(self, slots: int) -> None:
-        self.control.granted(self.table.worker_ready("w", model="m", slots=slots))
+        self.control.granted(self.table.worker_ready("w", model="m", slots=slots, adapters=["chef"]))
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
+@asynccontextmanager
+async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> AsyncIterator[Served]:
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    table = LeaseTable(queue_limit=2)
+    table = LeaseTable(queue_limit=queue_limit)
+    table.worker_expected("w", model="m", adapters=["chef"])
+    reasons: list[str] = []
     control = ControlSocket(
         folder / "control.sock",
         table,
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
-        queue_timeout_s=0.15,
+        orders=ORDERS,
+        why_none_is_ready=lambda: "; ".join(reasons),
+        queue_timeout_s=queue_timeout_s,
     )
     await control.start()
-    yield Served(folder / "control.sock", control, table)
+    yield Served(folder / "control.sock", control, table, reasons)
     await control.close()
     shutil.rmtree(folder)
 
 
-def want(request_id: str, session_id: str = "s") -> LeaseRequest:
-    return LeaseRequest(request_id=request_id, session_id=session_id)
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving() as found:
+        yield found
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[Served]:
+    async with serving(queue_timeout_s=0.15) as found:
+        yield found
+
+
+def want(request_id: str, session_id: str = "s", *, model: str = "", adapter: str = "") -> LeaseRequest:
+    return LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
 
 
 async def answer(peer: Connection[Message]) -> Message:
-    async with asyncio.timeout(5):
-        return await peer.receive()
+    """The next message that is no place in the queue."""
+    async with asyncio.timeout(20):
+        while isinstance(message := await peer.receive(), LeaseQueued):
+            pass
+        return message
+
+
+async def place(peer: Connection[Message]) -> tuple[str, int]:
+    """The next message, a place in the queue."""
+    async with asyncio.timeout(20):
+        message = await peer.receive()
+    assert isinstance(message, LeaseQueued)
+    return message.request_id, message.position
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -133,29 +210,55 @@ async def test_a_place_when_a_worker_comes(served: Served) -> None:
         assert isinstance(await answer(peer), LeaseGranted)
 
 
-async def test_waiting_has_an_end(served: Served) -> None:
-    async with served.peer() as peer:
+async def test_waiting_has_an_end(impatient: Served) -> None:
+    async with impatient.peer() as peer:
         await peer.send(want("r1"))
         assert await answer(peer) == Failure(
             code="unavailable",
             message="no worker was free within 0 s; try again in a moment",
             request_id="r1",
         )
-        assert served.table.waiting == 0
+        assert impatient.table.waiting == 0
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
 
 
-async def test_a_lease_outlives_the_time_allowed_for_waiting(served: Served) -> None:
-    served.worker(1)
+async def test_waiting_while_no_model_can_be_loaded(impatient: Served) -> None:
+    impatient.reasons.append("the model mine: its file mine.gguf has 5 bytes")
+    async with impatient.peer() as peer:
+        await peer.send(want("r1"))
+        assert await answer(peer) == Failure(
+            code="unavailable",
+            message="no model is loaded: the model mine: its file mine.gguf has 5 bytes",
+            request_id="r1",
+        )
+
+
+async def test_loading_a_model(served: Served) -> None:
     async with served.peer() as peer:
+        await peer.send(ModelLoad(request_id="r1", model="mine"))
+        assert isinstance(await answer(peer), ModelLoading)
+        loaded = await answer(peer)
+        assert isinstance(loaded, ModelLoaded)
+        assert (loaded.request_id, loaded.context_tokens) == ("r1", 512)
+        await peer.send(ModelLoad(request_id="r2", model="other"))
+        assert await answer(peer) == Failure(
+            code="model_unknown", message="no model is called 'other'", request_id="r2"
+        )
+        await peer.send(StatusRequest())
+        assert await answer(peer) == STATUS
+
+
+async def test_a_lease_outlives_the_time_allowed_for_waiting(impatient: Served) -> None:
+    impatient.worker(1)
+    async with impatient.peer() as peer:
         await peer.send(want("r1"))
         assert isinstance(await answer(peer), LeaseGranted)
         await peer.send(want("r2"))  # the same session: waits, and is turned away
         failure = await answer(peer)
         assert isinstance(failure, Failure)
         assert failure.request_id == "r2"
-        assert served.table.leases == 1
+        assert impatient.table.leases == 1
 
 
 async def test_a_full_queue_and_a_second_use_of_an_id(served: Served) -> None:
@@ -203,6 +306,77 @@ async def test_draining(served: Served) -> None:
             await idle
 
 
+async def test_places_in_the_queue() -> None:
+    async with serving(queue_limit=8) as served, served.peer() as peer:
+        served.worker(1)
+        await peer.send(want("r0"))
+        assert isinstance(await answer(peer), LeaseGranted)
+        for number in (1, 2, 3):
+            await peer.send(want(f"r{number}", f"s{number}"))
+            assert await place(peer) == (f"r{number}", number)
+        await peer.send(LeaseSettled(request_id="r0"))
+        granted = await peer.receive()
+        assert isinstance(granted, LeaseGranted)
+        assert granted.request_id == "r1"
+        assert [await place(peer), await place(peer)] == [("r2", 1), ("r3", 2)]
+        await peer.send(LeaseSettled(request_id="r2"))  # withdrawn
+        assert await place(peer) == ("r3", 1)
+        await peer.send(want("chef", "s4", adapter="chef"))
+        assert await place(peer) == ("chef", 1)
+        assert not served.control._places_timer, "all has been said"
+
+
+async def test_places_of_many_are_told_sparingly() -> None:
+    """Each of 1,000 moves up with each of 300 grants; nobody needs to hear of all of it, and what one hears never gets worse."""
+    count, ends = 1000, 300
+    async with serving(queue_limit=count, queue_timeout_s=600) as served, served.peer() as peer:
+        served.worker(1)
+        for number in range(count + 1):
+            peer.post(want(f"r{number}", f"s{number}"))
+        places: dict[str, int] = {}
+        messages = 0
+        began = asyncio.get_running_loop().time()
+        for ended in range(ends):
+            while not isinstance(message := await peer.receive(), LeaseGranted):
+                assert isinstance(message, LeaseQueued)
+                assert message.position < places.get(message.request_id, count + 1)
+                places[message.request_id] = message.position
+                messages += 1
+            assert message.request_id == f"r{ended}"
+            peer.post(LeaseSettled(request_id=message.request_id))
+        rounds = (asyncio.get_running_loop().time() - began) / PLACES_PERIOD_S + 1
+        assert messages <= count + rounds * PLACES_LIMIT
+        async with asyncio.timeout(60):
+            while places["r310"] > 10 or places["r999"] > 777:  # 10 and 699 now
+                message = await peer.receive()
+                if isinstance(message, LeaseQueued):
+                    places[message.request_id] = message.position
+
+
+async def test_what_nobody_serves_is_refused_at_once(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(want("r1", model="other"))
+        await peer.send(want("r2", adapter="x" * 128))
+        assert await answer(peer) == Failure(
+            code="unknown_model",
+            message="no worker serves the model 'other'; there are: m",
+            request_id="r1",
+        )
+        failure = await answer(peer)
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.request_id) == ("unknown_adapter", "r2")
+        assert failure.message.endswith("there are: chef")
+
+
+async def test_an_adapter_travels_with_the_lease(served: Served) -> None:
+    served.worker(1)
+    async with served.peer() as peer:
+        await peer.send(want("r1", model="m", adapter="chef"))
+        granted = await answer(peer)
+        assert isinstance(granted, LeaseGranted)
+        assert (granted.model, granted.adapter) == ("m", "chef")
+
+
 def raw(path: Path, data: bytes) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.connect(str(path))
@@ -215,18 +389,25 @@ def body(content: bytes) -> bytes:
 
 
 HELLO = encode(Hello(name="raw"))
-MALFORMED = {
+#: Whatever comes after these is lost: the connection ends.
+NO_FRAMES = {
     "http": b"GET / HTTP/1.1\r\n\r\n",
     "too long": b"\xff\xff\xff\xff",
+    "too long later": HELLO + b"\xff\xff\xff\xff",
     "no hello": encode(StatusRequest()),
     "empty": b"\x00\x00\x00\x00",
-    "garbage": HELLO + body(b"\xc1\xc1\xc1"),
-    "deep": HELLO + body(b"\x81\xa1x" + b"\x91" * 100_000),
-    "unknown": HELLO + body(msgspec.msgpack.encode({"type": "Nothing"})),
-    "not ours": HELLO + encode(Failure(code="a", message="b")),
-    "hello again": HELLO * 2,
-    "wrong type": HELLO + body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": 5})),
-    "empty id": HELLO + body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": ""})),
+}
+#: Whole frames: refused, and the next one is read.
+NO_MESSAGES = {
+    "garbage": body(b"\xc1\xc1\xc1"),
+    "empty": body(b""),
+    "deep": body(b"\x81\xa1x" + b"\x91" * 100_000),
+    "unknown": body(msgspec.msgpack.encode({"type": "Nothing"})),
+    "long type": body(msgspec.msgpack.encode({"type": "A" * 5_000})),
+    "not ours": encode(Failure(code="a", message="b")),
+    "hello again": HELLO,
+    "wrong type": body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": 5})),
+    "empty id": body(msgspec.msgpack.encode({"type": "LeaseRequest", "request_id": ""})),
 }
 
 
@@ -244,8 +425,8 @@ async def messages_of(client: socket.socket) -> list[Message]:
         await connection.close()
 
 
-@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
-async def test_what_is_malformed_is_answered_and_others_are_served(served: Served, data: bytes) -> None:
+@pytest.mark.parametrize("data", NO_FRAMES.values(), ids=NO_FRAMES)
+async def test_what_is_no_frame_is_answered_and_others_are_served(served: Served, data: bytes) -> None:
     async with served.peer() as peer:
         found = await messages_of(raw(served.path, data))
         assert [type(each) for each in found] == [Hello, Failure]
@@ -256,10 +437,22 @@ async def test_what_is_malformed_is_answered_and_others_are_served(served: Serve
         assert await answer(peer) == STATUS
 
 
-async def test_a_long_unknown_type(served: Served) -> None:
-    data = HELLO + body(msgspec.msgpack.encode({"type": "A" * 5_000}))
-    found = await messages_of(raw(served.path, data))
-    assert [type(each) for each in found] == [Hello, Failure]
+@pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
+async def test_what_is_no_message_is_answered_and_the_next_one_served(served: Served, data: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=raw(served.path, HELLO + data))
+    peer: Connection[Message] = Connection(reader, writer, FromSupervisor)
+    assert isinstance(await answer(peer), Hello)
+    refusal = await answer(peer)
+    assert isinstance(refusal, Failure)
+    assert refusal.code == "protocol"
+    await peer.send(StatusRequest())
+    assert await answer(peer) == STATUS
+    await peer.close()
+
+
+async def test_who_sends_nothing_but_nonsense_is_sent_away(served: Served) -> None:
+    found = await messages_of(raw(served.path, HELLO + body(b"\xc1") * 1_000))
+    assert [type(each) for each in found] == [Hello, *[Failure] * BAD_MESSAGES_LIMIT]
 
 
 async def test_another_version(served: Served) -> None:
@@ -302,6 +495,8 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         LeaseTable(queue_limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
+        orders=ORDERS,
+        why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )
     await control.start()
@@ -309,3 +504,64 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     await connection.close()
     await control.close()
     assert not path.exists()
+
+
+async def test_orders_are_carried_out_or_refused(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(Reload(request_id="a"))
+        assert await answer(peer) == Done(request_id="a", detail="nothing changed")
+        await peer.send(WorkerRestart(request_id="b", name="w"))
+        assert await answer(peer) == Done(request_id="b", detail="ready again")
+        await peer.send(WorkerRestart(request_id="c", name="nobody"))
+        assert await answer(peer) == Failure(
+            code="unknown_worker", message="no worker is called 'nobody'", request_id="c"
+        )
+        await peer.send(RepairFix(request_id="d", id="x"))
+        refusal = await answer(peer)
+        assert isinstance(refusal, Failure)
+        assert (refusal.code, len(refusal.message)) == ("not_fixable", 4096)
+
+
+async def test_an_order_outlives_who_gave_it(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(Reload(request_id="a"))
+    async with served.peer() as peer:
+        await peer.send(StatusRequest())
+        assert await answer(peer) == STATUS
+    await until(lambda: not served.control._running)
+
+
+async def test_events_of_the_topics_asked_for(served: Served) -> None:
+    stopping, other = SystemChanged(event="stopping"), SystemChanged(event="other")
+    async with served.peer() as everything, served.peer() as some, served.peer():
+        await everything.send(Subscribe())
+        await some.send(Subscribe(topics=[Topic.SYSTEM]))
+        await until(lambda: len(served.control._subscribers) == 2)
+        served.control.publish(Topic.WORKER, other)
+        served.control.publish(Topic.SYSTEM, stopping)
+        assert [await answer(everything), await answer(everything)] == [other, stopping]
+        assert await answer(some) == stopping
+    await until(lambda: not served.control._subscribers)
+
+
+async def test_a_slow_subscriber_gets_the_newest_and_the_number_of_the_lost(served: Served) -> None:
+    count = 4_000
+    async with served.peer() as slow:
+        await slow.send(Subscribe())
+        await until(lambda: len(served.control._subscribers) == 1)
+        for number in range(count):
+            served.control.publish(Topic.SYSTEM, SystemChanged(event=str(number), detail="x" * 500))
+        (peer,) = served.control._subscribers
+        assert peer.backlog_bytes < 100_000, "what a peer does not read is bounded"
+        numbers: list[int] = []
+        lost = 0
+        while not numbers or numbers[-1] != count - 1:
+            match await answer(slow):
+                case EventsLost(count=some):
+                    lost += some
+                case SystemChanged(event=event):
+                    numbers.append(int(event))
+        assert numbers == sorted(numbers)
+        assert len(numbers) + lost == count
+        assert lost > 0
+        assert numbers[-EVENTS_KEPT:] == list(range(count - EVENTS_KEPT, count))

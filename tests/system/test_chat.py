@@ -501,7 +501,7 @@ async def test_one_reply_of_a_websocket_is_cancelled_and_the_other_goes_on(
 
 
 async def test_a_reply_that_waits_for_its_session_can_be_cancelled(endless_appliance: Booted) -> None:
-    """The second request of a session waits for the first; cancelling it leaves no place taken."""
+    """The second request of a session waits for the first, and is told so; cancelling it leaves no place taken."""
     async with websocket(endless_appliance) as socket:
         await socket.send(chat_message("First"))
         started = await receive(socket)
@@ -513,6 +513,9 @@ async def test_a_reply_that_waits_for_its_session_can_be_cancelled(endless_appli
         while event["type"] != "system":
             event = await receive(socket)
         waiting = event["payload"]["data"]["request_id"]
+        while event["payload"].get("event") != "queued":
+            event = await receive(socket)
+        assert event["payload"]["data"] == {"request_id": waiting, "position": 1}
         for request in (waiting, data["request_id"]):
             await socket.send(json.dumps({"type": "cancel", "payload": {"request_id": request}}))
             while (event := await receive(socket))["type"] != "done" or (

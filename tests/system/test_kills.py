@@ -33,7 +33,7 @@ Listener = Callable[[Booted], Any]
 @pytest.fixture
 def endless(state: Path) -> Iterator[Booted]:
     """An appliance of its own for each test, whose replies last."""
-    configure(state, endless_model=True)
+    configure(state, "[gateway]\nprocesses = 1\n", endless_model=True)
     with booted(state) as found:
         yield found
 

@@ -454,7 +454,7 @@ def test_two_at_the_same_moment(state: Path) -> None:
 
 def test_a_bad_configuration(state: Path) -> None:
     """A line a problem: file, line, key, what is wrong."""
-    configure(state, '[gateway]\nprocesses = 0\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
+    configure(state, '[gateway]\nprocesses = 65\nprocess = 2\n\n[chat]\ntemperature = "warm"\n')
     lines = lines_of(run("--state", state, "--port", "0"), 78)
     assert len(lines) == 3, lines
     file = state / "etc/appliance.toml"
@@ -505,7 +505,9 @@ def test_an_unknown_model_is_told_and_the_rest_works(state: Path) -> None:
     try:
         wait_for("it is up", lambda: "Coral-Reef is up" in appliance.log, within_s=START_TIMEOUT_S)
         assert not appliance.healthy()
-        assert "nobody" in appliance.status()["warnings"][0]
+        (repair,) = appliance.status()["repairs"]
+        assert repair["kind"] == "model_unusable"
+        assert "nobody" in repair["what"]
         assert "coral-reef-chat" in appliance.log, "it says which models there are"
         appliance.stop()
     finally:

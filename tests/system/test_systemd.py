@@ -156,12 +156,14 @@ def test_users_and_folders(machine: Machine) -> None:
         "/etc/coral-reef",
         "/var/lib/coral-reef",
         "/var/lib/coral-reef/models",
+        "/var/lib/coral-reef/supervisor",
         "/run/coral-reef/workers",
     )
     assert machine.out("stat", "--format=%a %U %G", *folders).splitlines() == [
         "2750 root coral-reef",
         "1771 root coral-gateway",
         "755 root root",
+        "750 coral-reef coral-reef",
         "2750 coral-worker coral-reef",
     ]
 
@@ -410,6 +412,19 @@ def test_what_network_manager_lets_the_supervisor_do(running: Machine) -> None:
     }
     others = json.loads(running.out(*call, user="coral-worker"))["data"][0]
     assert "yes" not in others.values()
+
+
+def test_a_model_of_the_owners_outlives_a_restart(running: Machine) -> None:
+    wait_until_ready(running)
+    shipped = json.loads(running.out("coral-reef", "model", "show", "coral-reef-chat", "--json"))["path"]
+    running.run("coral-reef", "model", "add", shipped, "--name", "mine", "--load")
+    served(running)
+    running.run("systemctl", "restart", SUPERVISOR)
+    wait_until_ready(running)
+    assert json.loads(running.out("coral-reef", "status", "--json"))["model"] == "mine"
+    served(running)
+    running.run("coral-reef", "model", "load", "coral-reef-chat")
+    running.run("coral-reef", "model", "remove", "mine")
 
 
 def test_stop_ends_within_its_bound(running: Machine) -> None:

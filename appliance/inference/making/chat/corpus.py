@@ -172,11 +172,9 @@ class Corpus:
                     raise ValueError(f"{path}: # {intent}: nothing for {lacking or 'u'}")
                 self.smalltalk[intent] = (says, replies)
         # Words to be copied come from everything that is said here: one that is never copied is hardly ever copied rightly.
-        replies = [
-            line for _, voices in self.smalltalk.values() for lines in voices.values() for line in lines
-        ]
+        answers = [line for _, by in self.smalltalk.values() for lines in by.values() for line in lines]
         told = [line for fact in self.facts for line in (*fact["say"], fact["more"])]
-        everything = " ".join((*self.templates(), *self.queries, *self.clauses, *replies, *told))
+        everything = " ".join((*self.templates(), *self.queries, *self.clauses, *answers, *told))
         self._words = sorted(set(re.findall(r"\b[a-z]{3,}\b", everything.lower())))
 
     # --- the user's side ------------------------------------------------------------------------------------

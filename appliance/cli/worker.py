@@ -1,0 +1,71 @@
+"""`coral-reef worker list|restart`: the processes that run the models."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from appliance.wire.messages import WorkerRestart, WorkerStatus
+
+from .ask import REQUEST_ID, ask_status, order
+from .exit_status import ExitStatus
+from .place import add_place_options, paths_of
+from .tables import duration, print_table, size
+
+#: Draining, then loading: a large model on a slow disk takes its minutes.
+RESTART_TIMEOUT_S = 600.0
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "worker", help="show or restart the workers", description="The processes that run the models."
+    )
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="list them", description="Lists every worker and what it does.")
+    listing.add_argument("--json", action="store_true", help="print JSON for programs")
+    add_place_options(listing)
+    listing.set_defaults(run=run_list)
+    restarting = actions.add_parser(
+        "restart",
+        help="restart one",
+        description="Lets a worker's replies end (for at most supervisor.drain_s), starts it anew and waits until it is ready. "
+        "Other workers go on undisturbed.",
+    )
+    restarting.add_argument("name", metavar="WORKER", help="as 'coral-reef worker list' shows it")
+    add_place_options(restarting)
+    restarting.set_defaults(run=run_restart)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    workers = ask_status(paths_of(arguments)).workers
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(workers)).decode())
+    else:
+        show_workers(workers)
+    return ExitStatus.OK
+
+
+def run_restart(arguments: argparse.Namespace) -> int:
+    message = WorkerRestart(request_id=REQUEST_ID, name=arguments.name)
+    print(order(paths_of(arguments), message, timeout_s=RESTART_TIMEOUT_S))
+    return ExitStatus.OK
+
+
+def show_workers(workers: list[WorkerStatus]) -> None:
+    """Prints them for people."""
+    rows = [
+        (
+            worker.name,
+            worker.model,
+            worker.state,
+            f"{worker.leases}/{worker.slots}",
+            size(worker.rss_bytes),
+            duration(worker.since_s),
+            str(worker.restarts),
+            worker.detail,
+        )
+        for worker in workers
+    ]
+    print_table(("worker", "model", "state", ">replies", ">memory", ">since", ">restarts", "note"), rows)
