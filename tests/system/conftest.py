@@ -11,7 +11,7 @@ import pytest
 
 from . import nspawn
 from .booted import RUNNING, Booted, booted, configure, state_folder
-from .nspawn import Machine, booted_machine, installed_root
+from .nspawn import Machine, Root, booted_machine, installed_root
 
 #: The end of the log that a report shows.
 LOG_LINES = 60
@@ -41,14 +41,14 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def systemd_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def systemd_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     """A Debian with the appliance installed: see `nspawn.installed_root`."""
-    with _logged(tmp_path_factory) as log, installed_root(log) as keeper:
-        yield keeper
+    with _logged(tmp_path_factory) as log, installed_root(log) as root:
+        yield root
 
 
 @pytest.fixture(scope="module")
-def machine(systemd_root: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(systemd_root: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """It has booted, and nobody has started the appliance yet; shared by the tests of a module."""
     with _logged(tmp_path_factory) as log, booted_machine(systemd_root, log) as found:
         yield found

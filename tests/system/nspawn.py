@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -73,7 +74,7 @@ class Machine:
     def command(self, *words: str | Path, user: str = "") -> list[str]:
         """What runs `words` in it as somebody who has just logged in."""
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        enter = ["nsenter", f"--target={self._init}", "--all", "--wd=/"]
+        enter = ["nsenter", f"--target={self._init}", "--all"]
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
         login = ["env", "-i", path, "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SYSTEMD_PAGER=cat"]
         return [*enter, *login, *become, *map(str, words)]
@@ -145,19 +146,31 @@ class Machine:
 RUNNING: list[Machine] = []
 
 
+@dataclass(frozen=True)
+class Root:
+    """A Debian with the appliance installed: at `folder`, as the process `keeper` sees it."""
+
+    keeper: int
+    folder: Path
+
+    def command(self, *words: str | Path) -> list[str]:
+        """What runs `words` on this machine, with the root in sight."""
+        return ["nsenter", f"--target={self.keeper}", "--mount", *map(str, words)]
+
+
 @contextmanager
-def installed_root(log: IO[bytes]) -> Iterator[int]:
-    """A process in whose mount namespace a Debian lies at `/mnt` with the appliance installed; both end with the context."""
+def installed_root(log: IO[bytes]) -> Iterator[Root]:
+    """One that lasts as long as the context."""
     archive = debian_archive("nspawn", PACKAGES, log)
-    masks = " ".join(f"mnt/etc/systemd/system/{unit}" for unit in MASKED)
+    folder = Path(tempfile.mkdtemp(prefix="reef-root.", dir="/tmp"))
     script = f"""
         set -eu
-        mount -t tmpfs -o mode=755 tmpfs /mnt
-        tar -C /mnt --numeric-owner -xf {archive}
-        cd /
-        for mask in {masks}; do ln -sf /dev/null $mask; done
-        rm -f mnt/etc/systemd/system/multi-user.target.wants/NetworkManager.service
-        echo machine >mnt/etc/hostname
+        mount -t tmpfs -o mode=755 tmpfs {folder}
+        cd {folder}
+        tar --numeric-owner -xf {archive}
+        for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
+        rm -f etc/systemd/system/multi-user.target.wants/NetworkManager.service
+        echo machine >etc/hostname
         mkdir -p /run/systemd
         mount -t tmpfs -o mode=755 tmpfs /run/systemd
         echo ready
@@ -181,26 +194,26 @@ def installed_root(log: IO[bytes]) -> Iterator[int]:
     try:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"ready\n", "the root could not be made: see the log"
-        _install(keeper.pid, log)
-        yield keeper.pid
+        root = Root(keeper.pid, folder)
+        _install(root, log)
+        yield root
     finally:
         keeper.kill()
         keeper.wait()
         assert keeper.stdout is not None
         keeper.stdout.close()
+        folder.rmdir()  # it is empty again: the mount has gone with the namespace
 
 
-def _install(keeper: int, log: IO[bytes]) -> None:
+def _install(root: Root, log: IO[bytes]) -> None:
     """`make install`, with the Python packages from the cache when they are those that the lock file wants."""
     lock = (ROOT / "requirements-system.lock").read_bytes()
     key = hashlib.sha256(lock + sys.version.encode()).hexdigest()[:12]
     cached = cache_folder() / f"system-{key}.tar"
-    place = f"mnt{HOME}"
 
     def inside(*words: str | Path, timeout_s: float = INSTALL_TIMEOUT_S) -> None:
-        enter = ["nsenter", f"--target={keeper}", "--mount", "--wd=/"]
         subprocess.run(
-            [*enter, *map(str, words)],
+            root.command(*words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -209,24 +222,23 @@ def _install(keeper: int, log: IO[bytes]) -> None:
         )
 
     if cached.exists():
-        inside("tar", "-xf", cached)
-    inside("make", "-C", ROOT, "install", "DESTDIR=/mnt")
+        inside("tar", "-C", root.folder, "-xf", cached)
+    inside("make", "-C", ROOT, "install", f"DESTDIR={root.folder}")
     if not cached.exists():
         for old in cache_folder().glob("system-*.tar"):
             old.unlink()
         partial = cached.with_suffix(".partial")
-        inside("tar", "-cf", partial, place)
+        inside("tar", "-C", root.folder, "-cf", partial, HOME.relative_to("/"))
         partial.rename(cached)
 
 
 @contextmanager
-def booted_machine(keeper: int, log: IO[bytes]) -> Iterator[Machine]:
-    """A machine that has booted, on the root in `keeper`'s mount namespace; powered off at the end, whatever happened in it."""
+def booted_machine(root: Root, log: IO[bytes]) -> Iterator[Machine]:
+    """A machine that has booted from `root`, which it does not change; ended with the context, whatever happened in it."""
     name = f"reef-{secrets.token_hex(3)}"
     folder = Path(tempfile.mkdtemp(prefix="reef-nspawn.", dir="/tmp"))
     console = folder / "console"
     group = _control_group(name)
-    enter = ["nsenter", f"--target={keeper}", "--mount", "--wd=/"]
     isolate = [
         "setpriv",
         "--pdeathsig=KILL",
@@ -243,7 +255,7 @@ def booted_machine(keeper: int, log: IO[bytes]) -> Iterator[Machine]:
         "--register=no",
         "--keep-unit",
         f"--machine={name}",
-        "--directory=/mnt",
+        f"--directory={root.folder}",
         "--volatile=overlay",
         "--private-network",
         "--console=pipe",
@@ -251,7 +263,7 @@ def booted_machine(keeper: int, log: IO[bytes]) -> Iterator[Machine]:
     joined = f'echo $$ >"{group}/cgroup.procs"; exec "$@"'
     with console.open("wb") as output:
         process = subprocess.Popen(
-            [*enter, *isolate, "--fork", "--kill-child=KILL", "/bin/sh", "-c", joined, "boot", *boot],
+            root.command(*isolate, "--fork", "--kill-child=KILL", "/bin/sh", "-c", joined, "boot", *boot),
             env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
