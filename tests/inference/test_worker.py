@@ -98,9 +98,10 @@ def is_of(message: Message, request_id: str) -> bool:
 
 async def next_of(gateway: Connection[Any], request_id: str) -> Message:
     async with asyncio.timeout(100):
-        while not is_of(message := await gateway.receive(), request_id):
-            pass
-    return message
+        while True:
+            message: Message = await gateway.receive()
+            if is_of(message, request_id):
+                return message
 
 
 async def until_finished(gateway: Connection[Any], request_id: str) -> tuple[list[Message], Finished]:

@@ -45,6 +45,11 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def wait_for_more(self) -> None:
+        """Until some more turns were acknowledged."""
+        before = len(self.acknowledged)
+        wait_for("the clients are served", lambda: len(self.acknowledged) > before + 4, within_s=60)
+
     def _run(self, number: int) -> None:
         asked = 0
         while not self._stop.is_set():
@@ -77,6 +82,16 @@ class Load:
         return session_of(events) if events and events[-1]["type"] == "done" else None
 
 
+def wait_until_replaced(appliance: Booted, pid: int) -> None:
+    """Until there are two gateways, and this process is none of them."""
+
+    def replaced() -> bool:
+        now = appliance.pids("gateway")
+        return pid not in now and len(now) == 2
+
+    wait_for("another gateway runs", replaced, within_s=60)
+
+
 @pytest.fixture
 def two(state: Path) -> Iterator[Booted]:
     configure(state, "[gateway]\nprocesses = 2\n")
@@ -91,16 +106,10 @@ def test_gateways_end_one_after_the_other_under_load(two: Booted) -> None:
     with Load(two) as load:
         for number in (signal.SIGKILL, signal.SIGTERM):
             for pid in two.pids("gateway"):
-                before = len(load.acknowledged)
-                wait_for("the clients are served", lambda seen=before: len(load.acknowledged) > seen + 4)
+                load.wait_for_more()
                 os.kill(pid, number)
-                wait_for(
-                    "another gateway runs",
-                    lambda gone=pid: gone not in (now := two.pids("gateway")) and len(now) == 2,
-                    within_s=60,
-                )
-        before = len(load.acknowledged)
-        wait_for("the clients are served at the end", lambda: len(load.acknowledged) > before + 4)
+                wait_until_replaced(two, pid)
+        load.wait_for_more()
     assert not [outcome for outcome in load.outcomes if outcome.startswith("refused")], load.outcomes
     with two.client() as client:
         for session, message in load.acknowledged:
@@ -147,7 +156,7 @@ async def test_a_stop_with_clients_that_do_not_read(state: Path) -> None:
                 + body
             )
             async with websocket(appliance) as unread:
-                unread.transport.pause_reading()  # type: ignore[attr-defined]
+                unread.transport.pause_reading()
                 for _ in range(14):
                     await unread.send(chat_message())
                 await asyncio.to_thread(appliance.wait_for_leases, 15)
