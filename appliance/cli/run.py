@@ -40,8 +40,8 @@ START_TIMEOUT_S = 60.0
 #: Gateway processes on a machine with more cores than that, unless its owner says otherwise.
 GATEWAYS_LIMIT = 64
 
-#: What a gateway needs beyond `drain_s` to cancel, to store and to cut off.
-GATEWAY_STOP_S = 8.0
+#: What a gateway may need beyond `drain_s` to cancel, to store and to cut off: some 5 s, on a busy machine more.
+GATEWAY_STOP_S = 15.0
 
 
 def add_parser(commands: Any) -> None:

@@ -162,4 +162,4 @@ async def test_a_stop_with_clients_that_do_not_read(state: Path) -> None:
                 await asyncio.to_thread(appliance.wait_for_leases, 15)
                 await asyncio.to_thread(appliance.stop)
                 unread.transport.abort()
-        assert "killing it" not in appliance.log
+        assert "killing it" not in appliance.log, appliance.log
