@@ -151,12 +151,15 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
                 self.transport.abort()
 
     def shutdown(self) -> None:
-        cycle: object = self.cycle  # None before the first request, which the annotation does not say
-        if cycle is None and self._phase is not _Phase.REFUSED:
+        if self._newest() is None and self._phase is not _Phase.REFUSED:
             self._last = True
             self._deadline = min(self._deadline or 0.0, self.loop.time() + LAST_REQUEST_S)
         else:
             super().shutdown()
+
+    def _newest(self) -> RequestResponseCycle | None:
+        """The newest request whose head was read; uvicorn's annotation hides that there may be none."""
+        return self.cycle
 
     # --- what arrives ---------------------------------------------------------------------------------------------
 
@@ -231,7 +234,7 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         """Answers when HTTP can still carry an answer, and ends the connection in either case."""
-        cycle = self.cycle
+        cycle = self._newest()
         if self._phase is _Phase.BODY:  # of the request that `cycle` answers
             possible = cycle is not None and not cycle.response_started and not self.pipeline
         else:

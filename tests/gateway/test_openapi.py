@@ -129,7 +129,7 @@ async def test_errors_are_problems(served: Served) -> None:
             for status, response in operation["responses"].items():
                 if status >= "400" and path != "/health":
                     assert set(response["content"]) == {"application/problem+json"}, (path, status)
-    refused: list[tuple[str, str, dict[str, Any], int]] = [
+    tried: list[tuple[str, str, dict[str, Any], int]] = [
         ("post", "/api/v1/chat", {"json": {}}, 400),
         ("post", "/api/v1/chat", {"json": {}, "headers": {"Authorization": ""}}, 401),
         ("post", "/api/v1/chat/stream", {"json": {"persona_id": "nemo", "message": "m"}}, 404),
@@ -138,7 +138,7 @@ async def test_errors_are_problems(served: Served) -> None:
         ("delete", "/api/v1/chat/history/{session_id}", {}, 404),
         ("get", "/api/v1/personas", {"headers": {"Authorization": ""}}, 401),
     ]
-    for method, path, more, status in refused:
+    for method, path, more, status in tried:
         response = await served.client.request(method, path.replace("{session_id}", "none"), **more)
         assert response.status_code == status
         assert str(status) in found["paths"][path][method]["responses"]

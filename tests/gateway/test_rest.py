@@ -158,8 +158,8 @@ async def test_a_history_page_by_page(served: Served) -> None:
     everything = (await served.client.get(url)).json()
     assert [each["position"] for each in everything["messages"]] == list(range(8))
     assert everything["earlier"] is False
-    pages: list[list[dict[str, object]]] = []
-    before = None
+    pages: list[list[dict[str, Any]]] = []
+    before: int | None = None
     while True:
         asked = {"limit": 3} | ({} if before is None else {"before": before})
         page = (await served.client.get(url, params=asked)).json()

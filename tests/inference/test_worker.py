@@ -98,10 +98,10 @@ def is_of(message: Message, request_id: str) -> bool:
 
 async def next_of(gateway: Connection[Any], request_id: str) -> Message:
     async with asyncio.timeout(100):
-        message: Message = await gateway.receive()
-        while not is_of(message, request_id):
-            message = await gateway.receive()
-    return message
+        while True:
+            message: Message = await gateway.receive()
+            if is_of(message, request_id):
+                return message
 
 
 async def until_finished(gateway: Connection[Any], request_id: str) -> tuple[list[Message], Finished]:
