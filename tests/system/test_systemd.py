@@ -224,7 +224,7 @@ def test_who_runs_as_whom(running: Machine) -> None:
 
 def test_what_each_cannot_reach(running: Machine) -> None:
     """Seen from inside the sandbox of each process."""
-    worker, gateway = running.pid("worker"), running.pid("gateway")
+    worker, gateway = running.pid("worker"), running.pid("parent")
     database = "var/lib/coral-reef/coral-reef.db"
     assert (Path(f"/proc/{gateway}/root") / database).exists()
     assert not (Path(f"/proc/{worker}/root") / database).exists()
