@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -127,6 +128,7 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
                 task.cancel()
 
         uvloop.run(life())
+        gc.freeze()  # all is closed: the interpreter need not look through every module for cycles at the end
         return 0
 
     allow_descriptors(gateway.connections_limit)

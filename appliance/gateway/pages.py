@@ -53,6 +53,7 @@ ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("get", "/api/v1/personas"): (),
     ("get", "/api/v1/system/status"): (503,),
     ("get", "/api/v1/system/models"): (503,),
+    ("get", "/api/v1/system/repairs"): (503,),
     ("get", "/health"): (),
 }
 
