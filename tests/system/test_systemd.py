@@ -409,6 +409,7 @@ def test_what_network_manager_lets_the_supervisor_do(running: Machine) -> None:
         "GetPermissions",
     )
     running.run("systemctl", "start", "NetworkManager.service")
+    wait_for("it answers", lambda: running.run(*call, check=False).returncode == 0)
     found = json.loads(running.out(*call, user="coral-reef"))["data"][0]
     assert {name.removeprefix(f"{manager}.") for name, answer in found.items() if answer == "yes"} == {
         "checkpoint-rollback",
