@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable, Sequence
 
 from setproctitle import setproctitle
@@ -169,4 +168,7 @@ def prepare(paths: Paths) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    logging.shutdown()
+    # Not sys.exit: to take down all that is imported takes seconds on a busy machine, and the watchdog does not wait.
+    os._exit(exit_status)

@@ -193,7 +193,7 @@ class Processes:
         deadline = time.monotonic() + self._plan.drain_s + STOP_MARGIN_S
         while self._processes and time.monotonic() < deadline:
             more = f"EXTEND_TIMEOUT_USEC={round(STOP_MARGIN_S * 1e6)}"
-            self._tell(f"STOPPING=1\nSTATUS=stopping: replies may end\n{more}")
+            self._tell(f"STOPPING=1\nSTATUS=stopping: replies may end\n{more}\nWATCHDOG=1")
             self._look()
             self._reap()
         for process in self._processes.values():

@@ -61,7 +61,11 @@ async def feed_watchdog(notify: Notify, alive: Callable[[], bool]) -> None:
 
 
 async def extend_timeout(notify: Notify) -> None:
-    """Asks for more time until it is cancelled; a loop that hangs no longer asks, and is killed."""
+    """Asks for more time to stop until it is cancelled; a loop that hangs no longer asks, and is killed.
+
+    The watchdog goes on meanwhile: what feeds it otherwise ends with the subsystems.
+    """
     while True:
         notify.extend_timeout(EXTENSION_S)
-        await asyncio.sleep(EXTENSION_S / 4)
+        notify.watchdog()
+        await asyncio.sleep(min(EXTENSION_S / 4, watchdog_period_s() or EXTENSION_S))

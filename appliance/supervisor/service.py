@@ -119,6 +119,7 @@ class Supervisor:
                 raise self._bug
         finally:
             self._notify.stopping("stopping: waiting for replies to end")
+            extending = asyncio.create_task(extend_timeout(self._notify), name="extend timeout")
             self._control.publish(Topic.SYSTEM, SystemChanged(event="stopping"))
             self._control.drain()
             await self._drained()
@@ -128,6 +129,7 @@ class Supervisor:
             await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
+            extending.cancel()
             log.info("stopped")
 
     # --- what others ask or report ----------------------------------------------------------------------------
@@ -417,14 +419,11 @@ class Supervisor:
 
     async def _drained(self) -> None:
         """Waits for running leases to end, as long as the owner allows."""
-        extending = asyncio.create_task(extend_timeout(self._notify), name="extend timeout")
         try:
             async with asyncio.timeout(self._settings.appliance.supervisor.drain_s):
                 await self._control.idle()
         except TimeoutError:
             log.warning("%d replies did not end in time", self._leases.leases)
-        finally:
-            extending.cancel()
 
 
 def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:

@@ -169,3 +169,40 @@ def test_make_check(machine: FreshDebian, tmp_path: Path, record_property: Figur
     print(f"`make check` on a fresh Debian: {took_s:.1f} s")
     assert finished.returncode == 0, log.read_text("utf-8", errors="replace")[-8000:]
     assert " passed" in log.read_text("utf-8")
+
+
+def test_make_install(machine: FreshDebian, tmp_path: Path) -> None:
+    """Onto the machine itself, packages included; without a systemd that runs there is nobody to tell."""
+    log = tmp_path / "install.log"
+
+    def make(target: str) -> None:
+        with log.open("wb") as file:
+            done = subprocess.run(
+                machine.command("make", target),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=FIRST_START_WITHIN_S,
+                check=False,
+            )
+        assert done.returncode == 0, log.read_text("utf-8", errors="replace")[-8000:]
+
+    make("install")
+    assert "systemctl enable --now coral-reef.target" in log.read_text("utf-8")
+    checks = (
+        "coral-reef --version",
+        "id coral-worker",
+        "systemd-analyze verify coral-reef.target",
+        "stat -c %U /run/coral-reef/workers",
+    )
+    script = " && ".join(checks)
+    found = subprocess.run(
+        machine.command("sh", "-c", script), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 0, found
+    assert found.stdout.startswith("coral-reef ")
+    assert found.stdout.endswith("coral-worker\n")
+    make("uninstall")
+    assert not (machine.root / "usr/lib/coral-reef").exists()
+    assert not (machine.root / "usr/bin/coral-reef").is_symlink()
+    assert (machine.root / "var/lib/coral-reef").is_dir()
