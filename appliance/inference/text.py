@@ -183,7 +183,7 @@ class TextEngine:
     def _measure(self, threads: int) -> list[prefill.Step]:
         """Reads a throw-away prompt and tells what its steps cost. In processor time: what else runs on the machine at this
         moment says nothing of the model."""
-        words = min(prefill.STEPS * self.batch_tokens, self.context_tokens // 4)
+        words = min(prefill.STEPS * self.batch_tokens, self.context_tokens // 2)
         body = {
             "messages": [{"role": "user", "content": "tide " * words}],
             "stream": True,
@@ -208,10 +208,9 @@ class TextEngine:
         steps = [
             prefill.Step(before, after - before, (end - start) / parallel)
             for (before, start), (after, end) in pairwise(seen)
+            if after - before == self.batch_tokens  # the rest of a prompt is short, and dear for its length
         ]
-        return (
-            steps[1:] if len(steps) > 2 else steps
-        )  # the first one pays for memory touched for the first time
+        return steps[1:] or steps  # the first one pays for memory that is touched for the first time
 
     def generate(
         self,
@@ -312,7 +311,7 @@ class TextEngine:
 
     def _fit(self, turns: list[Turn], max_tokens: int) -> list[Turn]:
         """Leaves out the oldest turns until the reply has room: its full length or a quarter of the window."""
-        room = self.context_tokens - min(max_tokens, self.context_tokens // 4)
+        room = self.context_tokens - min(max_tokens, self.context_tokens // 2)
         size = sum(len(turn.content.encode()) + TEMPLATE_TOKENS_PER_TURN for turn in turns)
         if size + TEMPLATE_TOKENS <= room or self.count(turns) <= room:
             return turns
