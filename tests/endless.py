@@ -12,6 +12,7 @@ import json
 import struct
 from pathlib import Path
 
+from appliance.inference.making.chat.corpus import SPECIAL
 from appliance.inference.models import SHIPPED, read_manifest
 
 NAME = "endless"
@@ -30,6 +31,9 @@ temperature = 0.8
 """
 
 _GGUF_UINT32 = 4
+_GGUF_INT32 = 5
+_GGUF_ARRAY = 9
+_TOKEN_NORMAL, _TOKEN_CONTROL = 1, 3
 
 
 def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Path:
@@ -38,6 +42,7 @@ def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Pa
     data = (SHIPPED / entry.file).read_bytes()
     assert b"<|end|>" in data, "the shipped model ends its turns with another token now: adapt this file"
     data = data.replace(b"<|end|>", b"<|fin|>")
+    data = _with_visible_token(data, SPECIAL.index("<|end|>"))
     data = _with_uint32(data, "tokenizer.ggml.eos_token_id", 0)
     data = _with_uint32(data, "llama.context_length", window_tokens)
     models.mkdir(parents=True, exist_ok=True)
@@ -57,6 +62,16 @@ def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Pa
     }
     (models / "manifest.json").write_text(json.dumps(manifest), "ascii")
     return file
+
+
+def _with_visible_token(data: bytes, token: int) -> bytes:
+    """A GGUF file whose control token is an ordinary one: the engine says nothing of a token without text, not even to ask
+    whether it should go on."""
+    field = b"tokenizer.ggml.token_type" + struct.pack("<II", _GGUF_ARRAY, _GGUF_INT32)
+    assert data.count(field) == 1, "the tokens' types are not in the model once"
+    value = data.index(field) + len(field) + 8 + 4 * token  # after the array's length
+    assert data[value : value + 4] == struct.pack("<i", _TOKEN_CONTROL)
+    return data[:value] + struct.pack("<i", _TOKEN_NORMAL) + data[value + 4 :]
 
 
 def _with_uint32(data: bytes, key: str, value: int) -> bytes:
