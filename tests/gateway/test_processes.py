@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,12 @@ class Parent:
 
     def children(self) -> set[int]:
         """Its living processes."""
-        found = psutil.Process(self.process.pid).children()
-        return {each.pid for each in found if each.status() != psutil.STATUS_ZOMBIE}
+        living = set()
+        for each in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # ended while we look
+                if each.status() != psutil.STATUS_ZOMBIE:
+                    living.add(each.pid)
+        return living
 
     def read_until(self, end: str) -> list[str]:
         assert self.process.stdout is not None

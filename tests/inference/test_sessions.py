@@ -65,6 +65,8 @@ def test_each_writes_what_it_writes_alone(tmp_path: Path) -> None:
         places = Semaphore(SLOTS)
         together = list(pool.map(lambda number: converse(shared, number, places), range(SESSIONS)))
     assert [replies for replies, _ in together] == alone
-    assert len({reply for replies in alone for reply in replies}) > SESSIONS
+    assert len({reply for replies in alone for reply in replies}) > SESSIONS // 2, (
+        "they speak of different things"
+    )
     # What was read before is not read again: most of each conversation is the history of its last turn.
     assert sum(cached for _, cached in together) > SESSIONS * TURNS * 20
