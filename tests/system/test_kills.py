@@ -141,7 +141,10 @@ async def test_worker_with_every_place_taken(endless: Booted) -> None:
         response = await asking
     assert {error["payload"]["code"] for error in errors} == {"worker_lost"}
     assert heard_s < ERROR_WITHIN_S
-    assert (response.status_code, response.json()["code"]) == (502, "worker_lost")
+    if response.status_code == 200:  # it had no word yet: the next worker has written all of it
+        assert response.json()["finish_reason"] == "length"
+    else:
+        assert (response.status_code, response.json()["code"]) == (502, "worker_lost")
     reply = await asyncio.to_thread(endless.chat, max_tokens=10)
     assert reply["finish_reason"] == "length"
     await asyncio.to_thread(endless.wait_until_idle)
