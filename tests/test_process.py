@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
 import appliance
+from tests.waiting import running, wait_until_gone
 
 CHILD = (
     "import time; from appliance.process import die_with_parent; die_with_parent({parent});"
@@ -26,14 +26,6 @@ PARENT = (
 )
 
 
-def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_child_dies_with_its_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -42,10 +34,7 @@ def test_a_child_dies_with_its_parent() -> None:
         child = int(parent.stdout.readline())
         assert running(child)
         parent.kill()
-    deadline = time.monotonic() + 10
-    while running(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not running(child)
+    wait_until_gone(child)
 
 
 def test_a_parent_that_is_gone_already() -> None:

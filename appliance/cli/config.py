@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from appliance.config.errors import ConfigError, Problem, Severity
 from appliance.config.load import check, load
 from appliance.config.schema import schema
@@ -18,6 +16,7 @@ from appliance.paths import Paths
 
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
+from .tables import print_json
 
 
 def add_parser(commands: Any) -> None:
@@ -62,7 +61,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     problems = [problem for path in files for problem in check(path)]
     errors = sum(problem.severity is Severity.ERROR for problem in problems)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(problems)).decode())
+        print_json(problems)
     else:
         for problem in problems:
             print(_line(problem))

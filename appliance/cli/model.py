@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import msgspec
-
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.inference.gguf import Gguf, read_gguf
@@ -19,7 +17,7 @@ from .chat import printable
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_model
 from .place import add_place_options, paths_of
-from .tables import print_table, size
+from .tables import print_json, print_table, size
 
 #: Of a chat template that is shown: enough to see for which roles it is and what marks a turn.
 TEMPLATE_LINES = 8
@@ -58,7 +56,7 @@ def add_parser(commands: Any) -> None:
 def run_list(arguments: argparse.Namespace) -> int:
     found = known(paths_of(arguments))
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
         return ExitStatus.OK
     rows = [
         (
@@ -115,16 +113,16 @@ def run_show(arguments: argparse.Namespace) -> int:
             f"the model {model.name}: {model.path}: {error.strerror}", ExitStatus.BAD_MODEL
         ) from None
     if arguments.json:
-        print_json(model, head)
+        show_json(model, head)
     else:
         show(model, head)
     return ExitStatus.OK
 
 
-def print_json(model: models.Model, head: Gguf) -> None:
+def show_json(model: models.Model, head: Gguf) -> None:
     """A model for programs: its entry in the manifest, where it lies, and what its file says."""
     found = {"model": model.entry, "path": str(model.path), "shipped": model.shipped, "gguf": head}
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    print_json(found)
 
 
 def show(model: models.Model, head: Gguf) -> None:

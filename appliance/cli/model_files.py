@@ -30,7 +30,7 @@ from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_model, complete_own_model
 from .place import add_place_options, paths_of
-from .tables import print_table, size
+from .tables import print_json, print_table, size
 
 _STATUS: dict[type[InferenceError], ExitStatus] = {
     GgufBroken: ExitStatus.BAD_MODEL,
@@ -155,7 +155,7 @@ def run_add(arguments: argparse.Namespace) -> int:
     elif not arguments.json:
         print(f"\nTo let it write the replies: coral-reef model load {added.name}")
     if arguments.json:
-        model.print_json(added, head)
+        model.show_json(added, head)
     elif loaded is not None:
         model_load.show(loaded)
     return ExitStatus.OK
@@ -172,7 +172,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     with explained():
         removed = library.remove(paths, name)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(removed.entry)).decode())
+        print_json(removed.entry)
     else:
         print(f"removed {name}: {size(removed.entry.size_bytes)} are free again")
     return ExitStatus.OK
@@ -207,7 +207,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         )
     found = [_verify(model) for model in chosen]
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
     else:
         print_table(
             ("model", "state", "note"),

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
 from appliance.wire.frames import connect
@@ -21,7 +19,7 @@ from .ask import ANSWER_TIMEOUT_S
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_model
 from .place import add_place_options, paths_of
-from .tables import size
+from .tables import print_json, size
 
 #: Starting the worker's process comes on top of the supervisor's own time for loading.
 GRACE_S = 90.0
@@ -44,7 +42,7 @@ def add_parser(actions: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     loaded = load(paths_of(arguments), arguments.name)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(loaded)).decode())
+        print_json(loaded)
     else:
         show(loaded)
     return ExitStatus.OK

@@ -6,14 +6,12 @@ import argparse
 import time
 from typing import Any
 
-import msgspec
-
 from appliance.wire.messages import Repair, RepairFix
 
 from .ask import REQUEST_ID, ask_status, order
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
-from .tables import duration
+from .tables import duration, print_json
 
 #: The longest fix restarts a worker.
 FIX_TIMEOUT_S = 600.0
@@ -47,7 +45,7 @@ def add_parser(commands: Any) -> None:
 def run_list(arguments: argparse.Namespace) -> int:
     repairs = ask_status(paths_of(arguments)).repairs
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(repairs)).decode())
+        print_json(repairs)
     else:
         show_repairs(repairs)
         if not repairs:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import msgspec
-
 from appliance.wire.messages import EngineBuild, Status
 
 from .ask import ask_status
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
 from .repair import show_repairs
-from .tables import duration
+from .tables import duration, print_json
 from .worker import show_workers
 
 
@@ -29,7 +27,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     status = ask_status(paths_of(arguments))
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(status)).decode())
+        print_json(status)
     else:
         show(status)
     return ExitStatus.OK if status.ready else ExitStatus.FAILED

@@ -1,9 +1,16 @@
-"""Tables and amounts for people."""
+"""What commands print: tables and amounts for people, JSON for programs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+
+import msgspec
+
+
+def print_json(value: object) -> None:
+    """Prints a struct, or a list of them, as programs want to read it."""
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:

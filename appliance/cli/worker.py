@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import msgspec
-
 from appliance.wire.messages import WorkerRestart, WorkerStatus
 
 from .ask import REQUEST_ID, ask_status, order
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
-from .tables import duration, print_table, size
+from .tables import duration, print_json, print_table, size
 
 #: Draining, then loading: a large model on a slow disk takes its minutes.
 RESTART_TIMEOUT_S = 600.0
@@ -41,7 +39,7 @@ def add_parser(commands: Any) -> None:
 def run_list(arguments: argparse.Namespace) -> int:
     workers = ask_status(paths_of(arguments)).workers
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(workers)).decode())
+        print_json(workers)
     else:
         show_workers(workers)
     return ExitStatus.OK

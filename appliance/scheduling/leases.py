@@ -181,10 +181,6 @@ class LeaseTable:
         entry = self._entries.get(owner, {}).get(request_id)
         return entry is not None and entry.worker is None
 
-    def newest_position(self, request: Request) -> int:
-        """The place of a request that has just begun to wait: that of the last one in its line, 1 for the next."""
-        return len(self._entries[request.owner][request.request_id].line.arrivals)
-
     def positions(self) -> Iterator[tuple[Request, int]]:
         """All that waits, each with its place among those that wait for the same model and adapter; 1 is the next."""
         for line in self._all_lines():

@@ -28,13 +28,18 @@ class Group:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # A group that could not be removed after the last life, because a process of it was not quite gone, goes on counting.
+        self._oom_kills_before = self._all_oom_kills()
 
     def enter(self, pid: int) -> None:
         """Moves a process in. OSError when it is gone or the kernel refuses."""
         (self.folder / "cgroup.procs").write_text(str(pid), "ascii")
 
     def oom_kills(self) -> int:
-        """How often the kernel killed here because memory.max was reached; 0 when it does not count."""
+        """How often the kernel killed in this life of the group because memory.max was reached; 0 when it does not count."""
+        return self._all_oom_kills() - self._oom_kills_before
+
+    def _all_oom_kills(self) -> int:
         with contextlib.suppress(OSError, ValueError):
             for line in (self.folder / "memory.events").read_text("ascii").splitlines():
                 name, _, count = line.partition(" ")

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -46,8 +47,10 @@ log = logging.getLogger(__name__)
 #: A peer that lets this much pile up is cut off.
 BACKLOG_LIMIT_BYTES = 1024 * 1024
 
-#: Places in the queue that have changed are told this often, and at most so many to one peer, the front first: 10,000 that wait
-#: would else each hear of each grant.
+#: Who waits no longer than this hears no place: a session's next request may overtake the end of its last.
+PLACE_PATIENCE_S = 0.2
+#: Places in the queue are told this often, and of those that have changed at most so many to one peer, the front first: 10,000
+#: that wait would else each hear of each grant.
 PLACES_PERIOD_S = 0.5
 PLACES_LIMIT = 256
 
@@ -76,6 +79,15 @@ class Orders(Protocol):
     async def fix(self, repair_id: str) -> str: ...
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded: ...
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that waits: since when, on the loop's clock; how long still; the place that was told last, 0 before."""
+
+    since: float
+    deadline: asyncio.TimerHandle
+    place: int = 0
 
 
 class Subscriber:
@@ -132,8 +144,7 @@ class ControlSocket:
         self._subscribers: dict[Connection[Message], Subscriber] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._peers: set[Connection[Message]] = set()
-        self._deadlines: dict[tuple[Connection[Message], str], asyncio.TimerHandle] = {}
-        self._places: dict[tuple[Connection[Message], str], int] = {}  # as last told
+        self._waiting: dict[tuple[Connection[Message], str], Waiting] = {}
         self._places_timer: asyncio.TimerHandle | None = None
         self._places_told_at = 0.0
         self._server: asyncio.Server | None = None
@@ -170,7 +181,7 @@ class ControlSocket:
         for lease in leases:
             peer = lease.request.owner
             assert isinstance(peer, Connection)
-            self._forget_deadline(peer, lease.request.request_id)
+            self._waits_no_more(peer, lease.request.request_id)
             path, model = self._socket_of(lease.worker)
             self._tell(
                 peer,
@@ -199,7 +210,7 @@ class ControlSocket:
         """Refuses what waits; from now on nothing is granted."""
         for request in self._leases.drain():
             assert isinstance(request.owner, Connection)
-            self._forget_deadline(request.owner, request.request_id)
+            self._waits_no_more(request.owner, request.request_id)
             self._tell(
                 request.owner,
                 Failure(code="stopping", message="the appliance is stopping", request_id=request.request_id),
@@ -228,8 +239,8 @@ class ControlSocket:
             self._peers.discard(peer)
             if subscriber := self._subscribers.pop(peer, None):
                 subscriber.close()
-            for key in [key for key in self._deadlines if key[0] is peer]:
-                self._forget_deadline(*key)
+            for key in [key for key in self._waiting if key[0] is peer]:
+                self._waits_no_more(*key)
             self.granted(self._leases.owner_gone(peer))
             self._settled.set()
             await peer.close()
@@ -245,14 +256,12 @@ class ControlSocket:
                     return
                 if self._leases.is_waiting(peer, request_id):
                     loop = asyncio.get_running_loop()
-                    self._deadlines[peer, request_id] = loop.call_later(
-                        self.queue_timeout_s, self._waited_too_long, peer, request_id
-                    )
-                    position = self._places[peer, request_id] = self._leases.newest_position(request)
-                    self._tell(peer, LeaseQueued(request_id=request_id, position=position))
+                    deadline = loop.call_later(self.queue_timeout_s, self._waited_too_long, peer, request_id)
+                    self._waiting[peer, request_id] = Waiting(loop.time(), deadline)
+                    self._tell_places_in(PLACE_PATIENCE_S)
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
-                self._forget_deadline(peer, request_id)
+                self._waits_no_more(peer, request_id)
                 if self._leases.is_leased(peer, request_id):
                     self.requests += 1
                     self.prompt_tokens += prompt
@@ -298,7 +307,7 @@ class ControlSocket:
         task.add_done_callback(self._running.discard)
 
     def _waited_too_long(self, peer: Connection[Message], request_id: str) -> None:
-        self._forget_deadline(peer, request_id)
+        self._waits_no_more(peer, request_id)
         if not self._leases.is_waiting(peer, request_id):
             return
         self.granted(self._leases.settle(peer, request_id))
@@ -308,35 +317,44 @@ class ControlSocket:
             message = f"no worker was free within {self.queue_timeout_s:.0f} s; try again in a moment"
         self._tell(peer, failure("unavailable", message, request_id))
 
-    def _forget_deadline(self, peer: Connection[Message], request_id: str) -> None:
-        """The request waits no more, and those behind it move up."""
-        timer = self._deadlines.pop((peer, request_id), None)
-        if timer is None:
-            return
-        timer.cancel()
-        self._places.pop((peer, request_id), None)
-        if self._places and self._places_timer is None:
+    def _waits_no_more(self, peer: Connection[Message], request_id: str) -> None:
+        """Those behind it move up."""
+        waiting = self._waiting.pop((peer, request_id), None)
+        if waiting is not None:
+            waiting.deadline.cancel()
+            self._tell_places_in(0)
+
+    def _tell_places_in(self, delay_s: float) -> None:
+        """Sees that places are told after this time, unless they are sooner; not more often than each period."""
+        if self._waiting and self._places_timer is None:
             loop = asyncio.get_running_loop()
-            when = max(loop.time(), self._places_told_at + PLACES_PERIOD_S)
+            when = max(loop.time() + delay_s, self._places_told_at + PLACES_PERIOD_S)
             self._places_timer = loop.call_at(when, self._tell_places)
 
     def _tell_places(self) -> None:
-        """Tells those that wait where they stand now, if it has changed enough."""
-        loop = asyncio.get_running_loop()
-        self._places_timer, self._places_told_at = None, loop.time()
+        """Tells those that wait where they stand now, if it is new to them and has changed enough."""
+        now = asyncio.get_running_loop().time()
+        self._places_timer, self._places_told_at = None, now
         told: Counter[Connection[Message]] = Counter()
-        for request, position in self._leases.positions():
+        for request, place in self._leases.positions():
             peer = request.owner
             assert isinstance(peer, Connection)
-            before = self._places.get((peer, request.request_id), position)
-            if before == position or (position > PLACES_NEAR and before - position < before * PLACES_STEP):
+            waiting = self._waiting.get((peer, request.request_id))
+            if waiting is None or waiting.place == place:
                 continue
-            if told[peer] == PLACES_LIMIT:  # the rest hears in the next round
-                self._places_timer = self._places_timer or loop.call_later(PLACES_PERIOD_S, self._tell_places)
+            if not waiting.place:
+                if now - waiting.since < PLACE_PATIENCE_S:
+                    self._tell_places_in(PLACE_PATIENCE_S)
+                    continue
+            elif place > PLACES_NEAR and waiting.place - place < waiting.place * PLACES_STEP:
                 continue
-            told[peer] += 1
-            self._places[peer, request.request_id] = position
-            self._tell(peer, LeaseQueued(request_id=request.request_id, position=position))
+            elif told[peer] == PLACES_LIMIT:  # the rest hears in the next round
+                self._tell_places_in(PLACES_PERIOD_S)
+                continue
+            else:
+                told[peer] += 1
+            waiting.place = place
+            self._tell(peer, LeaseQueued(request_id=request.request_id, position=place))
 
     def _tell(self, peer: Connection[Message], message: Message) -> None:
         peer.post(message)

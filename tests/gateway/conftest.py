@@ -49,6 +49,7 @@ from appliance.wire.messages import (
     ToWorker,
     Usage,
 )
+from tests.waiting import ask_until
 
 #: How long the gateway of the tests waits for a supervisor; the real one waits ten seconds.
 PATIENCE_S = 0.5
@@ -276,9 +277,17 @@ class Served:
 
     async def connected(self) -> None:
         """Waits until the gateway has found its supervisor."""
-        async with asyncio.timeout(5):
-            while (await self.client.get("/health")).status_code != 200:  # noqa: ASYNC110  (it has no other sign)
-                await asyncio.sleep(0.02)
+        await health_that_is(self.client, 200)
+
+
+async def health_that_is(client: httpx.AsyncClient, status: int) -> httpx.Response:
+    """The first answer of `/health` with this status: what it said a moment ago is good enough for a second."""
+
+    async def ask() -> httpx.Response | None:
+        response = await client.get("/health")
+        return response if response.status_code == status else None
+
+    return await ask_until(f"/health answers {status}", ask)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.gateway import protocols
+from tests.waiting import look_until
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Served
@@ -321,9 +322,7 @@ async def test_a_stream_that_nobody_reads(served: Served, monkeypatch: pytest.Mo
         response = await served.client.post("/api/v1/chat", json={"persona_id": "coral", "message": "m"})
         assert response.status_code == 200
         assert largest_buffer(served) < MIB
-        async with asyncio.timeout(20):
-            while any(buffers(served)):  # noqa: ASYNC110  (a connection that is cut off tells nobody)
-                await asyncio.sleep(0.05)
+        await look_until("the connection is cut off", lambda: not any(buffers(served)))
     await healthy(served)
 
 
@@ -429,9 +428,7 @@ async def test_pings_by_a_client_that_does_not_read(served: Served) -> None:
     with bounded_memory():
         async with connected(served, reads=False) as raw:
             await raw.send(handshake(served))
-            async with asyncio.timeout(20):
-                while not server_speaks_websocket(served):  # noqa: ASYNC110  (who does not read sees no answer)
-                    await asyncio.sleep(0.02)
+            await look_until("it is a WebSocket", lambda: server_speaks_websocket(served))
             sent = 0
             async with asyncio.timeout(30):
                 while sent < 160 * MIB and await raw.send(pings):
@@ -449,9 +446,7 @@ async def test_a_websocket_that_nobody_reads(served: Served, monkeypatch: pytest
     )
     async with connected(served, reads=False) as raw:
         await raw.send(handshake(served))
-        async with asyncio.timeout(20):
-            while not server_speaks_websocket(served):  # noqa: ASYNC110  (who does not read sees no answer)
-                await asyncio.sleep(0.02)
+        await look_until("it is a WebSocket", lambda: server_speaks_websocket(served))
         await raw.send(frame(TEXT, message) * 3)
         async with asyncio.timeout(20), served.fake.changed:
             await served.fake.changed.wait_for(lambda: len(served.fake.asked("unread there")) == 3)
@@ -461,9 +456,7 @@ async def test_a_websocket_that_nobody_reads(served: Served, monkeypatch: pytest
         response = await served.client.post("/api/v1/chat", json={"persona_id": "coral", "message": "m"})
         assert response.status_code == 200
         assert largest_buffer(served) < MIB
-        async with asyncio.timeout(20):
-            while any(buffers(served)):  # noqa: ASYNC110  (a connection that is cut off tells nobody)
-                await asyncio.sleep(0.05)
+        await look_until("the connection is cut off", lambda: not any(buffers(served)))
     await healthy(served)
 
 

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 import appliance
+from tests.waiting import wait_for, wait_until_gone
 
 ROOT = Path(appliance.__file__).parents[1]
 
@@ -71,13 +71,6 @@ class Parent:
         return lines
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def launch(how: str, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PARENT, how, str(count)],
@@ -120,7 +113,9 @@ def test_what_dies_or_falls_silent_is_replaced(parent: Parent, number: signal.Si
     before = parent.children()
     victim = min(before)
     os.kill(victim, number)
-    wait_for(lambda: victim not in parent.children() and len(parent.children()) == 2)
+    wait_for(
+        "another takes its place", lambda: victim not in parent.children() and len(parent.children()) == 2
+    )
     assert len(before & parent.children()) == 1, "its neighbour was not to be touched"
 
 
@@ -128,7 +123,8 @@ def test_a_killed_parent_leaves_no_orphan(parent: Parent) -> None:
     children = parent.children()
     parent.process.kill()
     parent.process.wait()
-    wait_for(lambda: not any(map(psutil.pid_exists, children)))
+    assert children
+    wait_until_gone(*children)
 
 
 def test_a_reload_replaces_all_of_them(parent: Parent) -> None:
@@ -145,7 +141,7 @@ def test_a_reload_replaces_all_of_them(parent: Parent) -> None:
         def replaced(count: int = count, before: set[int] = before) -> bool:
             return len(parent.children()) == count and not before & parent.children()
 
-        wait_for(replaced)
+        wait_for("all are replaced", replaced)
 
 
 def test_processes_that_never_serve_end_it() -> None:

@@ -14,6 +14,8 @@ from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
 from appliance.wire.messages import Failure, FinishReason, Sampling, Usage
 
+from .conftest import health_that_is
+
 if TYPE_CHECKING:
     from tests.gateway.conftest import Served
 
@@ -189,12 +191,9 @@ async def test_health_needs_no_key(served: Served) -> None:
         assert (response.status_code, response.json()["status"]) == (200, "ok")
         served.fake.ready = False
         try:
-            async with asyncio.timeout(10):
-                while (response := await client.get("/health")).status_code == 200:  # noqa: ASYNC110  (no other sign)
-                    await asyncio.sleep(0.05)
+            response = await health_that_is(client, 503)
         finally:
             served.fake.ready = True
-    assert response.status_code == 503
     assert (response.json()["status"], response.json()["detail"]) == ("starting", "0 of 1 workers ready")
 
 

@@ -20,6 +20,8 @@ from appliance.gateway.links import SupervisorLink
 from appliance.wire.frames import encode
 from appliance.wire.messages import Hello
 
+from .conftest import health_that_is
+
 if TYPE_CHECKING:
     from tests.gateway.conftest import Served
 
@@ -32,9 +34,7 @@ CHAT = "/api/v1/chat"
 async def test_away_then_back(served: Served) -> None:
     question = {"persona_id": "coral", "message": "is anybody there"}
     await served.fake.stop_supervisor()
-    async with asyncio.timeout(5):
-        while (down := await served.client.get("/health")).status_code != 503:  # noqa: ASYNC110  (no other sign)
-            await asyncio.sleep(0.01)
+    down = await health_that_is(served.client, 503)
     assert down.json()["status"] == "down"
     began = time.monotonic()
     response = await served.client.post(CHAT, json=question)

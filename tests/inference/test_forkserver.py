@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from appliance.wire.messages import (
     WorkerReady,
     WorkerSpec,
 )
+from tests.waiting import running, wait_until_gone
 
 ROOT = Path(appliance.__file__).parents[1]
 MODEL = models.find(Paths.under(Path("/nonexistent")), "coral-reef-chat")
@@ -124,20 +124,6 @@ def report(pipe: int) -> Message:
             return found[0]
 
 
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def vanished(*pids: int) -> bool:
-    deadline = time.monotonic() + 15
-    while any(map(running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not any(map(running, pids))
-
-
 def test_workers_whose_model_is_not_right(forkserver: Forkserver, folder: Path) -> None:
     missing = spec(folder, model_path=str(folder / "none.gguf"))
     changed = spec(folder, name="text-2", model_sha256="0" * 64)
@@ -206,7 +192,7 @@ def test_a_killed_supervisor_takes_all_with_it(folder: Path) -> None:
         assert len(pids) == 2
         assert all(map(running, pids))
         supervisor.kill()
-    assert vanished(*pids)
+    wait_until_gone(*pids)
 
 
 def test_an_engine_that_cannot_be_imported_says_so(tmp_path: Path) -> None:

@@ -147,8 +147,6 @@ class Machine(RuleBasedStateMachine):
             return
         self.waiting.append(request)
         self.take(self.table.request(request))
-        if request in self.waiting:
-            assert self.table.newest_position(request) == self.positions()[request]
 
     @rule(owner=st.sampled_from("ABC"), request_id=st.sampled_from("12345678"))
     def settle(self, owner: str, request_id: str) -> None:

@@ -50,6 +50,7 @@ from appliance.wire.messages import (
     Topic,
     WorkerRestart,
 )
+from tests.waiting import look_until
 
 STATUS = Status(
     version="0",
@@ -173,12 +174,6 @@ async def place(peer: Connection[Message]) -> tuple[str, int]:
     return message.request_id, message.position
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (the other side's state: there is no event of it)
-            await asyncio.sleep(0.005)
-
-
 async def test_status(served: Served) -> None:
     async with served.peer() as peer:
         await peer.send(StatusRequest())
@@ -205,7 +200,7 @@ async def test_a_lease_and_its_end(served: Served) -> None:
 async def test_a_place_when_a_worker_comes(served: Served) -> None:
     async with served.peer() as peer:
         await peer.send(want("r1"))
-        await until(lambda: served.table.waiting == 1)
+        await look_until("one waits", lambda: served.table.waiting == 1)
         served.worker(1)
         assert isinstance(await answer(peer), LeaseGranted)
 
@@ -281,7 +276,7 @@ async def test_what_a_peer_held_is_free_when_it_goes(served: Served) -> None:
             await goes.send(want("r1"))
             assert isinstance(await answer(goes), LeaseGranted)
             await stays.send(want("r1"))
-            await until(lambda: served.table.waiting == 1)
+            await look_until("one waits", lambda: served.table.waiting == 1)
         assert isinstance(await answer(stays), LeaseGranted)
 
 
@@ -291,7 +286,7 @@ async def test_draining(served: Served) -> None:
         await peer.send(want("r1"))
         assert isinstance(await answer(peer), LeaseGranted)
         await peer.send(want("r2", "s2"))
-        await until(lambda: served.table.waiting == 1)
+        await look_until("one waits", lambda: served.table.waiting == 1)
         served.control.drain()
         waiting = await answer(peer)
         await peer.send(want("r3", "s3"))
@@ -326,6 +321,16 @@ async def test_places_in_the_queue() -> None:
         assert not served.control._places_timer, "all has been said"
 
 
+async def test_a_short_wait_is_not_told(served: Served) -> None:
+    served.worker(1)
+    async with served.peer() as peer:
+        await peer.send(want("r1"))
+        assert isinstance(await peer.receive(), LeaseGranted)
+        await peer.send(want("r2"))
+        await peer.send(LeaseSettled(request_id="r1"))
+        assert isinstance(await peer.receive(), LeaseGranted), "not its place in the queue"
+
+
 async def test_places_of_many_are_told_sparingly() -> None:
     """Each of 1,000 moves up with each of 300 grants; nobody needs to hear of all of it, and what one hears never gets worse."""
     count, ends = 1000, 300
@@ -347,7 +352,7 @@ async def test_places_of_many_are_told_sparingly() -> None:
         rounds = (asyncio.get_running_loop().time() - began) / PLACES_PERIOD_S + 1
         assert messages <= count + rounds * PLACES_LIMIT
         async with asyncio.timeout(60):
-            while places["r310"] > 10 or places["r999"] > 777:  # 10 and 699 now
+            while places.get("r310", count) > 10 or places.get("r999", count) > 777:  # 10 and 699 now
                 message = await peer.receive()
                 if isinstance(message, LeaseQueued):
                     places[message.request_id] = message.position
@@ -474,7 +479,7 @@ async def test_a_peer_that_does_not_read_is_cut_off(served: Served) -> None:
     client = raw(served.path, HELLO)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
-    await until(lambda: len(served.control._peers) == 1)
+    await look_until("one is connected", lambda: len(served.control._peers) == 1)
     request = encode(StatusRequest()) * 2_000
 
     async def ask_without_end() -> None:
@@ -483,7 +488,7 @@ async def test_a_peer_that_does_not_read_is_cut_off(served: Served) -> None:
 
     with client, pytest.raises((BrokenPipeError, ConnectionResetError)):
         await asyncio.wait_for(ask_without_end(), 10)
-    await until(lambda: not served.control._peers)
+    await look_until("all have gone", lambda: not served.control._peers)
 
 
 async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
@@ -528,7 +533,7 @@ async def test_an_order_outlives_who_gave_it(served: Served) -> None:
     async with served.peer() as peer:
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
-    await until(lambda: not served.control._running)
+    await look_until("no order runs", lambda: not served.control._running)
 
 
 async def test_events_of_the_topics_asked_for(served: Served) -> None:
@@ -536,19 +541,19 @@ async def test_events_of_the_topics_asked_for(served: Served) -> None:
     async with served.peer() as everything, served.peer() as some, served.peer():
         await everything.send(Subscribe())
         await some.send(Subscribe(topics=[Topic.SYSTEM]))
-        await until(lambda: len(served.control._subscribers) == 2)
+        await look_until("both have subscribed", lambda: len(served.control._subscribers) == 2)
         served.control.publish(Topic.WORKER, other)
         served.control.publish(Topic.SYSTEM, stopping)
         assert [await answer(everything), await answer(everything)] == [other, stopping]
         assert await answer(some) == stopping
-    await until(lambda: not served.control._subscribers)
+    await look_until("no one is subscribed", lambda: not served.control._subscribers)
 
 
 async def test_a_slow_subscriber_gets_the_newest_and_the_number_of_the_lost(served: Served) -> None:
     count = 4_000
     async with served.peer() as slow:
         await slow.send(Subscribe())
-        await until(lambda: len(served.control._subscribers) == 1)
+        await look_until("it has subscribed", lambda: len(served.control._subscribers) == 1)
         for number in range(count):
             served.control.publish(Topic.SYSTEM, SystemChanged(event=str(number), detail="x" * 500))
         (peer,) = served.control._subscribers

@@ -18,8 +18,7 @@ import httpx
 import psutil
 
 from tests import endless
-
-from .waiting import wait_for
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tests.waiting import wait_for
+
 from .booted import ROOT
-from .waiting import wait_for
 
 #: Besides what the variant `minbase` has.
 PACKAGES = ("make",)

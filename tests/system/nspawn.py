@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.waiting import wait_for
+
 from .booted import ROOT
 from .fresh_debian import cache_folder, debian_archive
-from .waiting import wait_for
 
 #: Besides what the variant `minbase` has. NetworkManager's actions are asked for by the supervisor.
 PACKAGES = (

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .booted import COMMAND, ROOT, Booted, booted, configure, environment
 from .talk import chat_message, receive, receive_reply, text_of, websocket
-from .waiting import wait_for
 
 pytestmark = pytest.mark.system
 

@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.endless import ENDLESS_TOKENS
+from tests.waiting import wait_for, wait_until
 
 from .booted import Booted, booted, configure, state_folder
 from .talk import (
@@ -32,7 +33,6 @@ from .talk import (
     text_of,
     websocket,
 )
-from .waiting import wait_for, wait_until
 
 pytestmark = pytest.mark.system
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.waiting import wait_for
+
 from .booted import free_port
 from .fresh_debian import FreshDebian, fresh_debian
-from .waiting import wait_for
 
 # Installing takes a minute or two when the machine has nothing else to do.
 pytestmark = [

@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.waiting import wait_for
+
 from .booted import Booted, booted, configure
 from .talk import chat_message, events_in, question, session_of, websocket
-from .waiting import wait_for
 
 pytestmark = pytest.mark.system
 

@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.waiting import wait_for, wait_until
+
 from .booted import Booted, booted, configure
 from .talk import Event, chat_message, events_in, question, receive, websocket
-from .waiting import wait_for, wait_until
 
 pytestmark = pytest.mark.system
 

@@ -14,11 +14,11 @@ import pytest
 from appliance.inference import library
 from appliance.paths import Paths
 from tests.inference.gguf_files import shipped_model, without_chat_template
+from tests.waiting import wait_for
 
 from .booted import START_TIMEOUT_S, Booted, booted, configure, start
 from .talk import Event, aiohttp_client, events_of, question
 from .test_cli import check_refused, coral_reef
-from .waiting import wait_for
 
 pytestmark = pytest.mark.system
 

@@ -20,6 +20,8 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
+from tests.waiting import wait_for
+
 from .booted import (
     COMMAND,
     MARK,
@@ -34,7 +36,6 @@ from .booted import (
 )
 from .talk import chat_message, events_in, question, receive, receive_reply, session_of, text_of, websocket
 from .terminal import CTRL_C, terminal
-from .waiting import wait_for
 
 pytestmark = pytest.mark.system
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .nspawn import HOME, Machine
-from .waiting import wait_for
 
 pytestmark = [
     pytest.mark.system,
