@@ -170,6 +170,54 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True):
     fix: str = ""
 
 
+class TpuBus(StrEnum):
+    """How a TPU is attached."""
+
+    USB = "usb"
+    PCIE = "pcie"
+
+
+class TpuRole(StrEnum):
+    """What the TPUs of a tray are for; the reserve takes over for one that failed."""
+
+    LANGUAGE = "language"
+    PERCEPTION = "perception"
+    MEMORY = "memory"
+    RESERVE = "reserve"
+
+
+class TpuState(StrEnum):
+    """Life of a TPU, as the table of devices sees it."""
+
+    APPEARING = "appearing"  # the kernel has it, not all that is needed is there yet
+    BOOT_LOADER = "boot_loader"  # a USB one that nobody has opened since it was plugged in: healthy
+    READY = "ready"
+    LEASED = "leased"  # a worker has it open
+    HOT = "hot"  # gets less work, or none
+    FAULTY = "faulty"
+    QUARANTINED = "quarantined"  # failed too often: used again only when the owner says so
+    GONE = "gone"
+
+
+class Tpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One Edge TPU. `id` stays the same as long as it is in its place: `usb-` and its port path (`usb-1-1.2`), or `pci-` and its
+    address (`pci-0000:03:00.0`). `node` is what a worker opens; `sysfs` its folder there. `slot` counts from 1 in its tray.
+    Temperature in degrees Celsius where the driver tells it."""
+
+    id: str
+    bus: TpuBus
+    state: TpuState
+    node: str
+    sysfs: str
+    tray: str
+    slot: int
+    role: TpuRole
+    since_s: float = 0.0
+    temperature_c: float | None = None
+    worker: str = ""
+    detail: str = ""
+
+
 class ModelLoad(Message, frozen=True, kw_only=True):
     """Let the model of that name write the replies from now on. Answered by `ModelLoading`, then `ModelLoaded` or `Failure`."""
 
