@@ -67,6 +67,21 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
+class Inference(Section, frozen=True):
+    """The workers that run the embedding and emotion models: on TPUs, and on the CPU where there are none."""
+
+    cpu_threads: Annotated[
+        int, Meta(ge=1, le=64, description="Threads that run these models on the CPU.")
+    ] = 1
+    invoke_limit_s: Annotated[
+        float,
+        Meta(ge=0.5, le=60, description="A TPU that has not answered then is stuck: its worker is ended."),
+    ] = 2.0
+    memory_limit_mib: Annotated[
+        int, Meta(ge=0, le=1_048_576, description="A worker that needs more is restarted; 0: no limit.")
+    ] = 1024
+
+
 class PlacementName(StrEnum):
     """How a worker is chosen for a request."""
 
@@ -106,5 +121,6 @@ class Appliance(Section, frozen=True):
     gateway: Gateway = Gateway()
     chat: Chat = Chat()
     text: Text = Text()
+    inference: Inference = Inference()
     scheduler: Scheduler = Scheduler()
     supervisor: Supervisor = Supervisor()

@@ -15,7 +15,7 @@ that was idle for longest; the reserve last. A device may use a share of its tim
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,13 +87,13 @@ class _Line:
     def __iter__(self) -> Iterator[Work]:
         return (work for works in self._accounts.values() for work in works)
 
-    def add(self, work: Work) -> None:
-        self._accounts.setdefault(work.account, deque()).append(work)
-
-    def add_first(self, work: Work) -> None:
-        """Work that comes back from a device that is gone: it has had its turn."""
-        self._accounts.setdefault(work.account, deque()).appendleft(work)
-        self._accounts.move_to_end(work.account, last=False)
+    def add(self, work: Work, *, first: bool) -> None:
+        works = self._accounts.setdefault(work.account, deque())
+        if first:
+            works.appendleft(work)
+            self._accounts.move_to_end(work.account, last=False)
+        else:
+            works.append(work)
 
     def take(self, device: Device) -> Work:
         skipped: list[Work] = []
@@ -117,13 +117,16 @@ class _Line:
             del self._accounts[account]
         return work
 
-    def withdraw(self, payloads: Collection[Any]) -> None:
+    def withdraw(self, unwanted: Callable[[Work], bool]) -> list[Work]:
+        gone: list[Work] = []
         for account, works in list(self._accounts.items()):
-            kept = deque(work for work in works if work.payload not in payloads)
-            if kept:
-                self._accounts[account] = kept
-            else:
+            mine = [work for work in works if unwanted(work)]
+            if len(mine) == len(works):
                 del self._accounts[account]
+            elif mine:
+                self._accounts[account] = deque(work for work in works if work not in mine)
+            gone += mine
+        return gone
 
 
 class Invocations:
@@ -160,21 +163,13 @@ class Invocations:
         self._devices[name] = device
         return self._next(device, now)
 
-    def remove(self, name: str, now: float) -> list[tuple[str, Work]]:
-        """A device is gone. What it ran goes to others or waits in front; returns (device, work) that is to begin."""
+    def remove(self, name: str) -> Work | None:
+        """A device is gone; returns the work that it had, to be submitted again."""
         device = self._devices.pop(name, None)
-        if device is None or device.work is None:
-            return []
-        work = device.work
-        if work.payload is None:
-            return []
-        work.tries += 1
-        idle = self._idle(work, now)
-        if idle is None:
-            self._lines[work.priority].add_first(work)
-            return []
-        self._begin(idle, work, now)
-        return [(idle.name, work)]
+        if device is None or device.work is None or device.work.payload is None:
+            return None
+        device.work.tries += 1
+        return device.work
 
     def set_share(self, name: str, share: float) -> None:
         """From its next work on, a device may use this share of its time; with 0 it gets none."""
@@ -187,10 +182,10 @@ class Invocations:
     # --- work -------------------------------------------------------------------------------------------------------
 
     def submit(self, work: Work, now: float) -> str | None:
-        """The device that begins it now; None: it waits."""
+        """The device that begins it now; None: it waits. What was tried before waits in front: it has had its turn."""
         device = self._idle(work, now)
         if device is None:
-            self._lines[work.priority].add(work)
+            self._lines[work.priority].add(work, first=work.tries > 0)
             return None
         self._begin(device, work, now)
         return device.name
@@ -209,10 +204,9 @@ class Invocations:
         device = self._devices[name]
         return None if device.work else self._next(device, now)
 
-    def withdraw(self, payloads: Collection[Any]) -> None:
-        """Nobody wants this any more; what runs already runs on."""
-        for line in self._lines.values():
-            line.withdraw(payloads)
+    def withdraw(self, unwanted: Callable[[Work], bool]) -> list[Work]:
+        """Takes out what waits and nobody wants any more; what runs already runs on."""
+        return [work for line in self._lines.values() for work in line.withdraw(unwanted)]
 
     def drain(self) -> list[Work]:
         """All that waits, taken out."""
@@ -223,14 +217,6 @@ class Invocations:
     @property
     def waiting(self) -> int:
         return sum(len(list(line)) for line in self._lines.values())
-
-    def oldest(self, now: float) -> tuple[str, float]:
-        """The device whose work has run for longest, and for how many seconds; no name when none runs."""
-        running = [device for device in self._devices.values() if device.work]
-        if not running:
-            return "", 0.0
-        device = min(running, key=lambda device: device.began)
-        return device.name, now - device.began
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import signal
@@ -37,6 +38,9 @@ SUPERVISORS_OWN = frozenset(
         "WATCHDOG_USEC",
     }
 )
+
+#: Who may open a TPU, on PCIe and on USB: `udev/`.
+DEVICE_GROUPS = ("apex", "plugdev")
 
 #: Importing the engines takes a third of a second on an idle core; a minute means that something is wrong.
 START_TIMEOUT_S = 60.0
@@ -167,6 +171,12 @@ def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             env={name: value for name, value in os.environ.items() if name not in SUPERVISORS_OWN},
             user=user,
             group=user,
-            extra_groups=[] if user else None,
+            extra_groups=_device_groups() if user else None,
         )
     return ours, process
+
+
+def _device_groups() -> list[str]:
+    """The groups that udev gives the TPUs to, as far as this system has them."""
+    known = {each.gr_name for each in grp.getgrall()}
+    return [name for name in DEVICE_GROUPS if name in known]

@@ -25,6 +25,8 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    MODELS_NOT_COMPILED = "models_not_compiled"
+    TPU_LIBRARY = "tpu_library"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -56,6 +58,16 @@ SORTS: dict[Kind, Sort] = {
         "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
+    ),
+    Kind.MODELS_NOT_COMPILED: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' on a PC that has edgetpu_compiler, and install what it makes. Until then the "
+        "TPUs have nothing to do.",
+    ),
+    Kind.TPU_LIBRARY: Sort(
+        Severity.ERROR,
+        "Install libedgetpu1-std, built for TensorFlow 2.16 or later, and restart the appliance. Until then "
+        "the models run on the CPU.",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,

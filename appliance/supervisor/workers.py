@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Protocol
 
 from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
-from appliance.wire.frames import Decoder
+from appliance.wire.frames import Decoder, encode
 from appliance.wire.messages import (
     EngineBuild,
     FromWorkerPipe,
     Message,
+    TpuReport,
+    TpuStep,
     WorkerFailed,
     WorkerPulse,
     WorkerReady,
@@ -91,6 +94,8 @@ class WorkerEvents(Protocol):
 
     async def idle(self, worker: str) -> None: ...
 
+    def tpu_report(self, worker: str, report: TpuReport) -> None: ...
+
 
 def resident_bytes(pid: int) -> int:
     """Resident set of a process, 0 when it is gone. proc(5), statm."""
@@ -114,15 +119,16 @@ class WorkerKeeper:
         restart_delay_s: float,
         drain_s: float,
         memory_limit_bytes: int,
+        invoke_limit_s: float = 0.0,
         groups: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
-        It may raise InferenceError."""
+        It may raise InferenceError. With `invoke_limit_s`, an invoke that has not returned after it ends the worker."""
         self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
         self.restart_delay_s, self.drain_s = restart_delay_s, drain_s
-        self.memory_limit_bytes = memory_limit_bytes
+        self.memory_limit_bytes, self.invoke_limit_s = memory_limit_bytes, invoke_limit_s
         self._groups = groups or Groups(None)
         self._group: Group | None = None
         self._clock = clock
@@ -145,6 +151,10 @@ class WorkerKeeper:
         self.outgrew = False
         self._steps, self._step_s, self._stepped = 0, 0.0, clock()
         self._exited: asyncio.Future[int] | None = None
+        self._pipe: socket.socket | None = None
+        self._wedged = asyncio.Event()
+        #: Why some of its models cannot be used.
+        self.refused: dict[str, str] = {}
 
     @property
     def state(self) -> WorkerState:
@@ -221,6 +231,13 @@ class WorkerKeeper:
         if self._state is not WorkerState.READY:
             raise RestartFailed(f"worker {self.spec.name} is {self._state}: {self._detail}")
 
+    def tell(self, message: Message) -> None:
+        """Says something to the worker through its pipe; nothing when there is none."""
+        if self._pipe is not None:
+            # It reads at once, and what it is told is small: a pipe that is full is that of a worker about to be ended.
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._pipe.send(encode(message))
+
     def exited(self, pid: int, status: int) -> None:
         """The forkserver says that a worker of this process id ended."""
         if pid == self._pid and self._exited is not None and not self._exited.done():
@@ -241,18 +258,20 @@ class WorkerKeeper:
             self._enter(WorkerState.WAITING, str(error))
             return
         self._exited = loop.create_future()
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        self._pipe, read = ours, ours.fileno()
+        self._wedged.clear()
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
         loop.add_reader(read, self._read_pipe, read, Decoder[Message](FromWorkerPipe), reports)
         try:
             try:
-                self._pid = await self._forkserver.spawn(self.spec, write)
+                self._pid = await self._forkserver.spawn(self.spec, theirs.fileno())
             except ForkserverFailed as error:
                 self._enter(WorkerState.WAITING, str(error))
                 return
             finally:
-                os.close(write)
+                theirs.close()
             self._group = self._groups.make(self.spec.name, memory_limit_bytes=self.memory_limit_bytes)
             if self._group is not None:
                 with contextlib.suppress(OSError):  # it has ended already: `_watch` hears of it
@@ -260,7 +279,8 @@ class WorkerKeeper:
             await self._watch(reports)
         finally:
             loop.remove_reader(read)
-            os.close(read)
+            ours.close()
+            self._pipe = None
             if self._group is not None:
                 self._group.close()
                 self._group = None
@@ -302,6 +322,7 @@ class WorkerKeeper:
         """From readiness to the end; returns why it had to be ended, if it had to."""
         name = self.spec.name
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
+        self.refused = ready.refused
         self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
         self._enter(WorkerState.READY, "")
         log.info(
@@ -335,13 +356,21 @@ class WorkerKeeper:
         """Waits for the worker's end; kills it when it grows beyond its limit or stalls, and says so."""
         assert self._exited is not None
         while True:
-            done, _ = await asyncio.wait([self._exited], timeout=GUARD_PERIOD_S)
-            if done:
+            wedged = asyncio.ensure_future(self._wedged.wait())
+            try:
+                await asyncio.wait(
+                    [self._exited, wedged], timeout=GUARD_PERIOD_S, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                wedged.cancel()
+            if self._exited.done():
                 return ""
             self._hear(reports)
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
-            if limit and used > limit:
+            if self._wedged.is_set():
+                problem = f"an invoke did not return within {self.invoke_limit_s:g} s"
+            elif limit and used > limit:
                 problem = self._outgrown(f"used {used >> 20} MiB")
             elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
                 problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
@@ -373,15 +402,32 @@ class WorkerKeeper:
         try:
             data = os.read(read, 65_536)
             for message in decoder.feed(data):
+                if isinstance(message, TpuReport):
+                    self._events.tpu_report(self.spec.name, message)
+                    continue
+                if isinstance(message, WorkerPulse):
+                    self._look_at(message)
                 reports.put_nowait(message)
         except BlockingIOError:
             return
+        except ConnectionError:  # it ended without having read everything
+            data = b""
         except FrameError as error:
             log.error("worker %s: %s", self.spec.name, error)
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(read)
             reports.put_nowait(None)
+
+    def _look_at(self, pulse: WorkerPulse) -> None:
+        """Whether a device of the worker has wedged: nothing but its end frees it."""
+        limit_s = self.invoke_limit_s
+        if limit_s and pulse.stuck_s > limit_s and not self._wedged.is_set():
+            self._wedged.set()
+            detail = f"an invoke did not return within {limit_s:g} s"
+            self._events.tpu_report(
+                self.spec.name, TpuReport(id=pulse.stuck, step=TpuStep.FAILED, detail=detail)
+            )
 
     async def _terminate(self) -> None:
         if not self._pid or self._exited is None:

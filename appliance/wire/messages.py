@@ -457,9 +457,18 @@ class Invoke(Message, frozen=True, kw_only=True):
     ] = []
 
 
+class EmotionOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a text expresses: the likeliest label, how strongly (0 to 1), and each label's probability."""
+
+    label: str
+    intensity: float
+    probabilities: dict[str, float]
+
+
 class Invoked(Message, frozen=True, kw_only=True):
-    """The answer, one output for each input in their order: of a text the finished numbers (float32, little endian), of a tensor
-    the model's own bytes. `tokens` is how many words or pieces the texts had; `ran_on` names the TPUs, or `cpu`."""
+    """The answer, one output for each input in their order: of a text what it means (an embedding's float32, little endian, or an
+    `EmotionOutput` in msgpack), of a tensor the model's own bytes. `tokens` is how many words or pieces the texts had;
+    `ran_on` names the TPUs, or `cpu`."""
 
     request_id: Id
     outputs: list[bytes]
@@ -525,7 +534,7 @@ class Exited(Message, frozen=True, kw_only=True):
 class WorkerReady(Message, frozen=True, kw_only=True):
     """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
     a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model."""
+    with the model. `refused` says why some of a TPU worker's models cannot be used."""
 
     context_tokens: int
     load_s: float
@@ -533,6 +542,7 @@ class WorkerReady(Message, frozen=True, kw_only=True):
     adapters: list[str] = []
     batch_tokens: int = 0
     step_s: float = 0.0
+    refused: dict[str, str] = {}
 
 
 class WorkerPulse(Message, frozen=True, kw_only=True):

@@ -1,0 +1,459 @@
+"""Runs models on the devices of one worker: TPUs, or threads for the CPU. One thread and one interpreter a model for each device;
+LiteRT lets go of the interpreter's lock while a model runs, so that devices run at the same time.
+
+Which device runs what is `scheduling.invocations`, under one lock. A device that fails is closed and its work given to
+another; when none is left, the request fails with NoDevice and whoever sent it asks another worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from appliance.scheduling.invocations import TRIES_LIMIT, Invocations, Work, pieces
+from appliance.wire.messages import Invoke, Invoked, TpuRole, TpuShare, TpuStep, failure
+
+from . import edgetpu
+from .edgetpu import Found, Runtime
+from .errors import BadInput, EdgeTpuFailed, InferenceError, LibraryUnusable, NoDevice
+from .tensor_models import Loaded, Rows, Runner, on_cpu, on_tpu
+
+log = logging.getLogger(__name__)
+
+#: The kinds of models that a role is for. The language model itself runs on the host: it does not fit a TPU.
+ROLES: Mapping[TpuRole, frozenset[str]] = {
+    TpuRole.LANGUAGE: frozenset({"emotion"}),
+    TpuRole.PERCEPTION: frozenset({"emotion"}),
+    TpuRole.MEMORY: frozenset({"embedding"}),
+    TpuRole.RESERVE: frozenset(),
+}
+
+#: A worker that has this many invocations waiting is not keeping up: what comes beyond is refused.
+WAITING_LIMIT = 16_384
+
+#: The memory for models of a thread that uses the CPU's: no bound, the worker's is.
+CPU_MEMORY_BYTES = 1 << 40
+
+Answer = Callable[[Invoked | Any], None]
+
+
+class Report(Protocol):
+    """Hears what becomes of a TPU, from any thread."""
+
+    def __call__(self, tpu: str, step: TpuStep, detail: str = "") -> None: ...
+
+
+class Request:
+    """One Invoke under way. Its outputs are filled piece by piece, each once."""
+
+    def __init__(self, message: Invoke, loaded: Loaded, answer: Answer) -> None:
+        self.message, self.loaded, self._answer = message, loaded, answer
+        self.count = len(message.texts) or len(message.tensors)
+        self.outputs: list[bytes] = [b""] * self.count
+        self.left = self.count
+        self.tokens = 0
+        self.ran_on: set[str] = set()
+        self.over = False
+
+    def rows(self, part: range) -> Rows:
+        """The tensors of a piece."""
+        if self.message.texts:
+            return self.loaded.rows_of_texts(self.message.texts[part.start : part.stop])
+        return self.loaded.rows_of_tensors(self.message.tensors[part.start : part.stop])
+
+    def filled(self, part: range, outputs: Sequence[bytes], tokens: int, device: str) -> None:
+        """A piece is done; with the last one the request is. Under the engine's lock."""
+        if self.over:
+            return
+        self.outputs[part.start : part.stop] = outputs
+        self.left -= len(part)
+        self.tokens += tokens
+        self.ran_on.add(device)
+        if not self.left:
+            self.over = True
+            self._answer(
+                Invoked(
+                    request_id=self.message.request_id,
+                    outputs=self.outputs,
+                    tokens=self.tokens,
+                    ran_on=sorted(self.ran_on),
+                )
+            )
+
+    def fail(self, error: InferenceError) -> None:
+        """It ends without an answer. Under the engine's lock."""
+        if not self.over:
+            self.over = True
+            self._answer(failure(error.code, error, self.message.request_id))
+
+
+class Piece:
+    """Some invocations of a request: the payload of a `Work`."""
+
+    def __init__(self, request: Request, part: range) -> None:
+        self.request, self.part = request, part
+        self._rows: Rows | None = None
+
+    def run(self, runner: Runner, before_each: Callable[[], None]) -> tuple[list[bytes], int]:
+        """The outputs and the words of its texts. What was made of the texts is kept for another device."""
+        request, part = self.request, self.part
+        if self._rows is None:
+            self._rows = request.rows(part)
+        output = runner.run(self._rows, before_each)
+        if not request.message.texts:
+            return [row.tobytes() for row in output], 0
+        tokens = request.loaded.words(request.message.texts[part.start : part.stop])
+        return request.loaded.finished(output, runner.scale, runner.zero_point), tokens
+
+
+class Device(threading.Thread):
+    """A thread that runs models on one device."""
+
+    #: What answers say it is.
+    label: str
+    share = 1.0
+    prefers: frozenset[str] = frozenset()
+    reserve = False
+    memory_bytes = CPU_MEMORY_BYTES
+
+    def __init__(self, engine: TensorEngine, name: str) -> None:
+        super().__init__(name=name, daemon=True)  # one that is wedged must not keep the process
+        self.engine = engine
+        self.label = name
+        self.closed = False
+        self.wake = threading.Condition(engine.lock)
+        self.work: Work | None = None
+        #: When the invoke began that has not returned; 0 when none runs.
+        self.invoking_since = 0.0
+        self._runners: dict[str, Runner] = {}
+
+    def open(self) -> None:
+        """Makes the device ready. InferenceError when it cannot be."""
+
+    def make(self, loaded: Loaded) -> Runner:
+        """An interpreter of the model on it."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """It is of no more use."""
+
+    def run(self) -> None:
+        try:
+            self.open()
+        except InferenceError as error:
+            self.engine.lost(self)
+            self.failed(error)
+            return
+        if not self.engine.joined(self):
+            return
+        done: tuple[list[bytes], int] | InferenceError | None
+        while (work := self._next()) is not None:
+            try:
+                done = self._perform(work)
+            except BadInput as error:
+                done = error
+            except InferenceError as error:
+                self.engine.lost(self, error)
+                self.failed(error)
+                break
+            self.engine.finished(self, work, done)
+        self._runners.clear()
+
+    def _next(self) -> Work | None:
+        """Waits for work; None when the device is closed."""
+        with self.wake:
+            while not self.closed:
+                if self.work is not None:
+                    work, self.work = self.work, None
+                    return work
+                self.wake.wait(self.engine.rest_s(self))
+                if self.work is None and not self.closed:
+                    self.work = self.engine.invocations.look(self.name, time.monotonic())
+        return None
+
+    def _perform(self, work: Work) -> tuple[list[bytes], int] | None:
+        """EdgeTpuFailed when the device does not do it, BadInput when nobody can."""
+        loaded = self.engine.models[work.model]
+        try:
+            runner = self._runner(loaded)
+            if work.payload is None:
+                runner.run(np.zeros((1, loaded.input_bytes), np.int8), self._invoking)
+                return None
+            piece: Piece = work.payload
+            return piece.run(runner, self._invoking)
+        except RuntimeError as error:
+            raise EdgeTpuFailed(str(error)[:500]) from error
+        finally:
+            self.invoking_since = 0.0
+
+    def _runner(self, loaded: Loaded) -> Runner:
+        name = loaded.model.name
+        runner = self._runners.get(name)
+        if runner is None:
+            self._make_room(name)
+            runner = self._runners[name] = self.make(loaded)
+        return runner
+
+    def _invoking(self) -> None:
+        self.invoking_since = time.monotonic()
+        self.engine.steps += 1
+
+    def _make_room(self, model: str) -> None:
+        """Lets go of interpreters whose models are not in the device's memory any more."""
+        with self.engine.lock:
+            device = self.engine.invocations.devices.get(self.name)
+            held = set(device.holds) if device else set()
+        for name in [each for each in self._runners if each not in held and each != model]:
+            del self._runners[name]
+
+
+class CpuDevice(Device):
+    """A thread that runs the twins."""
+
+    def __init__(self, engine: TensorEngine, name: str) -> None:
+        super().__init__(engine, name)
+        self.label = "cpu"
+
+    def make(self, loaded: Loaded) -> Runner:
+        return on_cpu(loaded)
+
+
+class TpuDevice(Device):
+    """An Edge TPU."""
+
+    def __init__(self, engine: TensorEngine, tpu: TpuShare, report: Report) -> None:
+        super().__init__(engine, tpu.id)
+        self._tpu, self._report = tpu, report
+        kinds = ROLES[tpu.role]
+        self.share = tpu.share
+        self.prefers = frozenset(
+            each.model.name for each in engine.models.values() if each.model.kind in kinds
+        )
+        self.reserve = tpu.role is TpuRole.RESERVE
+        self.memory_bytes = 8 << 20
+        self._runtime: Runtime | None = None
+        self._found: Found | None = None
+
+    def open(self) -> None:
+        """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
+        self._report(self.name, TpuStep.OPENING)
+        tpu = self._tpu
+        self._runtime = self.engine.runtime(tpu)
+        self._found = edgetpu.look(self._runtime, tpu.bus, tpu.node, tpu.id)
+        first = next(iter(self.engine.models.values()))
+        self._runners[first.model.name] = self.make(first)
+        self._report(self.name, TpuStep.OPEN)
+
+    def make(self, loaded: Loaded) -> Runner:
+        assert self._runtime is not None
+        assert self._found is not None
+        return on_tpu(loaded, self._runtime, self._found)
+
+    def failed(self, error: Exception) -> None:
+        step = TpuStep.UNUSABLE if isinstance(error, LibraryUnusable) else TpuStep.FAILED
+        log.warning("TPU %s: %s", self.name, error)
+        self._report(self.name, step, str(error)[:1024])
+
+
+class TensorEngine:
+    """The models and devices of one worker."""
+
+    def __init__(self, models: Mapping[str, Loaded], report: Report) -> None:
+        self.models = models
+        self._report = report
+        self.lock = threading.RLock()
+        self.invocations = Invocations({name: each.model.size_bytes for name, each in models.items()})
+        self.steps = 0
+        self._devices: dict[str, Device] = {}
+        self._waiting = 0
+        self._probing = threading.Lock()
+        self._runtime: Runtime | LibraryUnusable | None = None
+
+    # --- devices -------------------------------------------------------------------------------------------------
+
+    def use_cpu(self, threads: int) -> None:
+        """Serves the twins, on so many threads."""
+        for number in range(threads):
+            self._start(CpuDevice(self, f"cpu-{number}"))
+
+    def use_tpus(self, tpus: Iterable[TpuShare]) -> None:
+        """Has exactly these open. One that failed is opened again when it was left out in between."""
+        wanted = {tpu.id: tpu for tpu in tpus}
+        with self.lock:
+            for name in list(self._devices):
+                if name not in wanted:
+                    self._close(name)
+            new = []
+            for name, tpu in wanted.items():
+                device = self._devices.get(name)
+                if device is None:
+                    new.append(TpuDevice(self, tpu, self._report))
+                elif device.share != tpu.share:
+                    device.share = tpu.share
+                    if name in self.invocations.devices:
+                        self.invocations.set_share(name, tpu.share)
+                        device.wake.notify()
+        for device in new:
+            self._start(device)
+
+    def runtime(self, tpu: TpuShare) -> Runtime:
+        """The library, after another process has tried it once on the first TPU that is opened: it may crash."""
+        with self._probing:
+            if isinstance(self._runtime, LibraryUnusable):
+                raise self._runtime
+            if self._runtime is None:
+                first = next(iter(self.models.values()))
+                try:
+                    edgetpu.probe(tpu.bus, tpu.node, tpu.id, Path(first.model.compiled))
+                    self._runtime = edgetpu.runtime()
+                except LibraryUnusable as error:
+                    self._runtime = error
+                    raise
+            return self._runtime
+
+    def joined(self, device: Device) -> bool:
+        """A device is open and takes work; False when it is not wanted any more."""
+        with self.lock:
+            if device.closed:
+                return False
+            device.work = self.invocations.add(
+                device.name,
+                time.monotonic(),
+                share=device.share,
+                prefers=device.prefers,
+                reserve=device.reserve,
+                memory_bytes=device.memory_bytes,
+            )
+            return True
+
+    def lost(self, device: Device, error: InferenceError | None = None) -> None:
+        """A device failed: what it ran is begun elsewhere. It stays known, closed, until it is not wanted any more."""
+        with self.lock:
+            if not device.closed:
+                device.closed = True
+                self._leave(device.name, error)
+
+    def rest_s(self, device: Device) -> float | None:
+        """How long a device that has no work rests; None: until it is woken. Under the lock."""
+        known = self.invocations.devices.get(device.name)
+        rest = known.rest_until - time.monotonic() if known else 0.0
+        return rest if rest > 0 else None
+
+    @property
+    def open_devices(self) -> list[str]:
+        """Those that take work."""
+        return list(self.invocations.devices)
+
+    def stuck(self) -> tuple[str, float]:
+        """The device whose invoke has not returned for longest, and for how many seconds."""
+        running = [
+            (since, each.name) for each in list(self._devices.values()) if (since := each.invoking_since)
+        ]
+        if not running:
+            return "", 0.0
+        since, name = min(running)
+        return name, max(0.0, time.monotonic() - since)
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def submit(self, message: Invoke, answer: Answer) -> Request | None:
+        """Runs it; `answer` hears the Invoked or the Failure once, from any thread. None when that was at once."""
+        loaded = self.models.get(message.model)
+        if loaded is None:
+            known = ", ".join(sorted(self.models))
+            answer(
+                failure(
+                    "model_unknown",
+                    f"no model is called {message.model!r} here; there are: {known}",
+                    message.request_id,
+                )
+            )
+            return None
+        request = Request(message, loaded, answer)
+        if bool(message.texts) == bool(message.tensors):
+            request.fail(BadInput("expected either texts or tensors"))
+            return None
+        with self.lock:
+            devices = len(self.invocations.devices)
+            if not devices:
+                request.fail(NoDevice("no TPU of this worker is open"))
+                return None
+            if self._waiting + request.count > WAITING_LIMIT:
+                answer(
+                    failure(
+                        "too_many",
+                        "this worker has too much to do; try again in a moment",
+                        message.request_id,
+                    )
+                )
+                return None
+            self._waiting += request.count
+            for part in pieces(request.count, devices):
+                work = Work(message.model, message.account, message.priority, Piece(request, part))
+                self._hand(self.invocations.submit(work, time.monotonic()), work)
+        return request
+
+    def withdraw(self, requests: Iterable[Request]) -> None:
+        """Nobody waits for these any more."""
+        gone = set(requests)
+        with self.lock:
+            for request in gone:
+                request.over = True
+            for work in self.invocations.withdraw(lambda work: work.payload.request in gone):
+                self._waiting -= len(work.payload.part)
+
+    def finished(
+        self, device: Device, work: Work, done: tuple[list[bytes], int] | InferenceError | None
+    ) -> None:
+        """A device has done its work; it finds the next in its `work`."""
+        with self.lock:
+            if device.closed:
+                return  # what it did is being done again elsewhere
+            if work.payload is not None:
+                self._settle(work, done, device.label)
+            device.work = self.invocations.done(device.name, time.monotonic())
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _settle(self, work: Work, done: tuple[list[bytes], int] | InferenceError | None, label: str) -> None:
+        piece: Piece = work.payload
+        self._waiting -= len(piece.part)
+        if isinstance(done, InferenceError):
+            piece.request.fail(done)
+        elif done is not None:
+            piece.request.filled(piece.part, *done, label)
+
+    def _start(self, device: Device) -> None:
+        with self.lock:
+            self._devices[device.name] = device
+        device.start()
+
+    def _close(self, name: str) -> None:
+        device = self._devices.pop(name)
+        if not device.closed:
+            device.closed = True
+            device.wake.notify()
+            self._leave(name, None)
+            self._report(name, TpuStep.CLOSED)
+
+    def _leave(self, name: str, error: InferenceError | None) -> None:
+        """A device takes no more work; what it had goes to another, unless it has made too many fail."""
+        work = self.invocations.remove(name)
+        if work is not None and error is not None and work.tries >= TRIES_LIMIT:
+            self._settle(work, error, "")
+        elif work is not None:
+            self._hand(self.invocations.submit(work, time.monotonic()), work)
+        if not self.invocations.devices:
+            for each in self.invocations.drain():
+                self._settle(each, NoDevice("the last TPU of this worker is gone"), "")
+
+    def _hand(self, name: str | None, work: Work) -> None:
+        if name is not None:
+            self._devices[name].work = work
+            self._devices[name].wake.notify()

@@ -1,0 +1,285 @@
+"""The workers that run embedding and emotion models: one for the CPU, and one for each 16 TPUs of a tray.
+
+The table of devices says which TPUs are usable (`tpus_changed`); the workers are told which of them are theirs, while they
+run, and what becomes of each is told the table (`TpuEvents`). The CPU's worker is always there: what a TPU worker owed when
+it ended is served by another or by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from appliance.config.appliance import Inference
+from appliance.inference import models
+from appliance.inference.errors import InferenceError
+from appliance.paths import Paths
+from appliance.scheduling.groups import group
+from appliance.scheduling.invoke_leases import InvokeLeases
+from appliance.wire.messages import (
+    TensorModel,
+    Tpu,
+    TpuReport,
+    TpuSet,
+    TpuShare,
+    TpuState,
+    TpuStep,
+    WorkerSpec,
+    WorkerState,
+)
+
+from .repairs import Kind, Repairs
+from .workers import WorkerKeeper
+
+log = logging.getLogger(__name__)
+
+#: The kinds of models that these workers run.
+KINDS = frozenset({"embedding", "emotion"})
+
+CPU_WORKER = "cpu-1"
+
+#: What a worker may have open. One in the boot loader is as good as ready: opening it brings it out.
+USABLE = frozenset({TpuState.READY, TpuState.BOOT_LOADER, TpuState.LEASED, TpuState.HOT})
+
+#: A hot TPU may use this share of its time.
+HOT_SHARE = 0.5
+
+
+class TpuEvents(Protocol):
+    """The table of devices, as it hears of TPUs from their workers."""
+
+    def tpu_opening(self, tpu: str, worker: str) -> None:
+        """The worker opens it now, which resets it: what udev tells of that is no event."""
+        ...
+
+    def tpu_opened(self, tpu: str, worker: str) -> None:
+        """The worker has it open."""
+        ...
+
+    def tpu_closed(self, tpu: str) -> None:
+        """No worker has it open any more."""
+        ...
+
+    def tpu_failed(self, tpu: str, reason: str) -> None:
+        """It could not be opened, an invoke failed or did not return. It is closed, and opened again when `tpus_changed` has left
+        it out once."""
+        ...
+
+
+class Workers(Protocol):
+    """What the supervisor does with workers."""
+
+    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper: ...
+
+    async def stop(self, worker: str) -> None: ...
+
+
+class TensorWorkers:
+    """Owns the workers of the kinds `cpu` and `tpu`."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        settings: Inference,
+        workers: Workers,
+        leases: InvokeLeases,
+        repairs: Repairs,
+    ) -> None:
+        self._paths, self.settings = paths, settings
+        self._workers, self._leases, self._repairs = workers, leases, repairs
+        #: Set by whoever puts the supervisor together; None without a table of devices.
+        self.events: TpuEvents | None = None
+        self._keepers: dict[str, WorkerKeeper] = {}
+        self._tpus: dict[str, Tpu] = {}
+        self._worker_of: dict[str, str] = {}
+        self._open: dict[str, set[str]] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def start(self) -> None:
+        """The CPU's worker, if there are models."""
+        known = self._models()
+        self._leases.expect([model.name for model in known])
+        if known:
+            self._start(CPU_WORKER, "cpu")
+
+    async def close(self) -> None:
+        """Starts no worker any more; the supervisor stops those that run."""
+        self._closed = True
+        await asyncio.gather(*self._stopping.values(), return_exceptions=True)
+
+    def tpus_changed(self, tpus: Sequence[Tpu]) -> None:
+        """These TPUs are there now, in whatever state; called whenever one changes."""
+        if self._closed:
+            return
+        self._tpus = {tpu.id: tpu for tpu in tpus if tpu.state in USABLE}
+        known = self._models()
+        compiled = [model for model in known if model.compiled]
+        missing = [model.name for model in known if not model.compiled] if tpus else []
+        self._repairs.only(
+            Kind.MODELS_NOT_COMPILED,
+            [(name, f"{name} is not compiled for Edge TPUs: it runs on the CPU") for name in missing],
+        )
+        if not self._tpus:
+            self._repairs.only(Kind.TPU_LIBRARY, [])
+        trays = {tpu.id: tpu.tray for tpu in self._tpus.values()} if compiled else {}
+        before = set(self._worker_of.values())
+        self._worker_of = group(trays, self._worker_of, taken=self._stopping)
+        now = set(self._worker_of.values())
+        for worker in sorted(now - self._keepers.keys()):
+            self._start(worker, "tpu")
+        for worker in sorted(before - now):
+            self._stopping[worker] = asyncio.create_task(self._stop(worker), name=f"stopping {worker}")
+        for worker in sorted(now & before):
+            self._tell(worker)
+
+    # --- what the keepers report ------------------------------------------------------------------------------------
+
+    def serves(self, worker: str) -> bool:
+        """Whether it is one of these workers."""
+        return worker in self._keepers
+
+    def ready(self, worker: str) -> None:
+        """It has loaded its models."""
+        keeper = self._keepers[worker]
+        for name in [model.name for model in keeper.spec.models]:
+            self._repairs.when(Kind.MODEL_UNUSABLE, name, keeper.refused.get(name, ""))
+        self._open[worker] = set()
+        self._offer(worker)
+        self._tell(worker)
+
+    def gone(self, worker: str) -> None:
+        """Its process ended."""
+        self._leases.worker_gone(worker)
+        for tpu in sorted(self._open.pop(worker, set())):
+            if self.events is not None:
+                self.events.tpu_closed(tpu)
+
+    def report(self, worker: str, report: TpuReport) -> None:
+        """What became of a TPU of it."""
+        opened = self._open.setdefault(worker, set())
+        if report.step is TpuStep.OPEN:
+            opened.add(report.id)
+            self._repairs.only(Kind.TPU_LIBRARY, [])
+        elif report.step is not TpuStep.OPENING:
+            opened.discard(report.id)
+        if report.step is TpuStep.UNUSABLE:
+            self._repairs.open(Kind.TPU_LIBRARY, "libedgetpu", report.detail)
+        self._offer(worker)
+        if report.detail:
+            log.warning("TPU %s of worker %s: %s: %s", report.id, worker, report.step, report.detail)
+        if self.events is None:
+            return
+        match report.step:
+            case TpuStep.OPENING:
+                self.events.tpu_opening(report.id, worker)
+            case TpuStep.OPEN:
+                self.events.tpu_opened(report.id, worker)
+            case TpuStep.CLOSED | TpuStep.UNUSABLE:
+                self.events.tpu_closed(report.id)
+            case TpuStep.FAILED:
+                self.events.tpu_failed(report.id, report.detail)
+
+    def detail(self, worker: str) -> str:
+        """How many of its TPUs it has open."""
+        if worker == CPU_WORKER:
+            return "runs the models on the CPU"
+        mine = sum(each == worker for each in self._worker_of.values())
+        return f"{len(self._open.get(worker, ()))} of {mine} TPUs open"
+
+    def capacity(self, worker: str) -> int:
+        """How many devices of it run models at the same time."""
+        return self.settings.cpu_threads if worker == CPU_WORKER else len(self._open.get(worker, ()))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _offer(self, worker: str) -> None:
+        """Tells the scheduler what it can do now."""
+        keeper = self._keepers.get(worker)
+        if keeper is None or keeper.state is not WorkerState.READY:
+            return
+        names = [model.name for model in keeper.spec.models if model.name not in keeper.refused]
+        self._leases.worker(
+            worker, models=names, capacity=self.capacity(worker), tpu=keeper.spec.kind == "tpu"
+        )
+
+    def _tell(self, worker: str) -> None:
+        """Tells a worker which TPUs are its own."""
+        if worker == CPU_WORKER:
+            return
+        tpus = [self._tpus[tpu] for tpu, each in sorted(self._worker_of.items()) if each == worker]
+        self._keepers[worker].tell(
+            TpuSet(
+                tpus=[
+                    TpuShare(
+                        id=tpu.id,
+                        bus=tpu.bus,
+                        node=tpu.node,
+                        role=tpu.role,
+                        share=HOT_SHARE if tpu.state is TpuState.HOT else 1.0,
+                    )
+                    for tpu in tpus
+                ]
+            )
+        )
+
+    def _start(self, worker: str, kind: str) -> None:
+        self._keepers[worker] = self._workers.start(
+            self._plan(worker, kind), lambda: self._plan(worker, kind)
+        )
+
+    async def _stop(self, worker: str) -> None:
+        try:
+            await self._workers.stop(worker)
+            self.gone(worker)
+            del self._keepers[worker]
+        finally:
+            del self._stopping[worker]
+
+    def _models(self) -> list[TensorModel]:
+        """Those that there are now."""
+        try:
+            known = models.catalogue(self._paths)
+        except InferenceError as error:
+            log.error("%s", error)
+            known = models.shipped()
+        found = []
+        for model in known.values():
+            if model.entry.kind in KINDS:
+                compiled = compiled_path(model.path)
+                found.append(
+                    TensorModel(
+                        name=model.name,
+                        kind=model.entry.kind,
+                        twin=str(model.path),
+                        sha256=model.entry.sha256,
+                        size_bytes=model.entry.size_bytes,
+                        compiled=str(compiled) if compiled.exists() else "",
+                    )
+                )
+        return found
+
+    def _plan(self, worker: str, kind: str) -> WorkerSpec:
+        """What a worker is told, as the library is now."""
+        mine = [model for model in self._models() if kind == "cpu" or model.compiled]
+        return WorkerSpec(
+            name=worker,
+            kind=kind,
+            model=", ".join(model.name for model in mine),
+            model_path="",
+            model_sha256="",
+            model_size_bytes=sum(model.size_bytes for model in mine),
+            socket=str(self._paths.workers / f"{worker}.sock"),
+            folder=str(self._paths.workers / worker),
+            slots=self.capacity(worker),
+            threads=self.settings.cpu_threads,
+            models=mine,
+        )
+
+
+def compiled_path(twin: Path) -> Path:
+    """Where edgetpu_compiler puts what it makes of a file."""
+    return twin.with_name(f"{twin.stem}_edgetpu.tflite")

@@ -1,0 +1,105 @@
+"""The stand-in for libedgetpu, built and set up: which TPUs there are, and what each does, is what a test writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.wire.messages import TensorModel, TpuBus, TpuRole, TpuShare
+
+from . import models
+
+SOURCE = Path(__file__).parent / "libedgetpu.c"
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A TPU as a test describes it: `does` is run, error, wedge, crash or absent; `ms` how long an invoke takes."""
+
+    id: str
+    does: str = "run"
+    ms: int = 0
+
+    @property
+    def bus(self) -> TpuBus:
+        return TpuBus.USB if self.id.startswith("usb-") else TpuBus.PCIE
+
+    @property
+    def node(self) -> str:
+        name = self.id.split("-", 1)[1]
+        return f"/dev/bus/usb/001/{name}" if self.bus is TpuBus.USB else f"/dev/apex_{name}"
+
+    @property
+    def path(self) -> str:
+        """What the library calls it."""
+        name = self.id.split("-", 1)[1]
+        return f"/sys/bus/usb/devices/{name}" if self.bus is TpuBus.USB else self.node
+
+    def share(self, share: float = 1.0, role: TpuRole = TpuRole.MEMORY) -> TpuShare:
+        return TpuShare(id=self.id, bus=self.bus, node=self.node, role=role, share=share)
+
+
+class StandIn:
+    """A folder with the library, the file that it reads, and the log that it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.control, self.log = folder / "tpus", folder / "log"
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]
+        library = folder / "libedgetpu.so.1"
+        subprocess.run([*command, str(library), str(SOURCE), "-lm", "-lpthread"], check=True)
+        self.library = str(library)
+        self.tell()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs to find it."""
+        return {
+            "LD_LIBRARY_PATH": str(self.folder),
+            "FAKE_EDGETPU": str(self.control),
+            "FAKE_EDGETPU_LOG": str(self.log),
+        }
+
+    def tell(self, *tpus: Fake, open_ms: int = 0, skew: bool = False) -> None:
+        """From now on these are the TPUs."""
+        lines = [f"open-ms {open_ms}", f"skew {int(skew)}"]
+        lines += [
+            f"{'usb' if tpu.bus is TpuBus.USB else 'pci'} {tpu.path} {tpu.does} {tpu.ms}" for tpu in tpus
+        ]
+        new = self.control.with_suffix(".new")
+        new.write_text("\n".join(lines) + "\n")
+        os.replace(new, self.control)
+
+    def heard(self, what: str, tpu: Fake | None = None) -> int:
+        """How often the library was told to `open`, `invoke` or `close`, that TPU or any."""
+        if not self.log.exists():
+            return 0
+        lines = self.log.read_text().splitlines()
+        return sum(line.split()[0] == what and (tpu is None or line.split()[1] == tpu.path) for line in lines)
+
+
+def write_model(
+    folder: Path,
+    name: str = "m",
+    *,
+    widths: tuple[int, ...] = (64, 32, 16),
+    kind: str = "tensor",
+    seed: int = 1,
+) -> TensorModel:
+    """A small model with its compiled file."""
+    twin, compiled = folder / f"{name}.tflite", folder / f"{name}_edgetpu.tflite"
+    content = models.fully_connected(widths, seed=seed)
+    twin.write_bytes(content)
+    compiled.write_bytes(models.compiled(content, name=name))
+    return TensorModel(
+        name=name,
+        kind=kind,
+        twin=str(twin),
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        compiled=str(compiled),
+    )
