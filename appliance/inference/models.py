@@ -35,7 +35,10 @@ Progress = Callable[[int], None]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for."""
+    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for.
+
+    `twin` is empty, or this is a model compiled for Edge TPUs, made from the model of that name with the SHA-256 `twin_sha256`.
+    """
 
     name: str = msgspec.field()
     kind: str
@@ -44,6 +47,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     size_bytes: int
     context_tokens: int = 0
     description: str = ""
+    twin: str = ""
+    twin_sha256: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

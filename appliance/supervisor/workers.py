@@ -152,7 +152,9 @@ class WorkerKeeper:
         self._steps, self._step_s, self._stepped = 0, 0.0, clock()
         self._exited: asyncio.Future[int] | None = None
         self._pipe: socket.socket | None = None
-        self._wedged = asyncio.Event()
+        #: Set when it has ended or wedged.
+        self._changed = asyncio.Event()
+        self._wedged = False
         #: Why some of its models cannot be used.
         self.refused: dict[str, str] = {}
 
@@ -242,6 +244,7 @@ class WorkerKeeper:
         """The forkserver says that a worker of this process id ended."""
         if pid == self._pid and self._exited is not None and not self._exited.done():
             self._exited.set_result(status)
+            self._changed.set()
 
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
@@ -261,7 +264,8 @@ class WorkerKeeper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         self._pipe, read = ours, ours.fileno()
-        self._wedged.clear()
+        self._changed.clear()
+        self._wedged = False
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
         loop.add_reader(read, self._read_pipe, read, Decoder[Message](FromWorkerPipe), reports)
         try:
@@ -356,19 +360,16 @@ class WorkerKeeper:
         """Waits for the worker's end; kills it when it grows beyond its limit or stalls, and says so."""
         assert self._exited is not None
         while True:
-            wedged = asyncio.ensure_future(self._wedged.wait())
-            try:
-                await asyncio.wait(
-                    [self._exited, wedged], timeout=GUARD_PERIOD_S, return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                wedged.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GUARD_PERIOD_S):
+                    await self._changed.wait()
+            self._changed.clear()
             if self._exited.done():
                 return ""
             self._hear(reports)
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
-            if self._wedged.is_set():
+            if self._wedged:
                 problem = f"an invoke did not return within {self.invoke_limit_s:g} s"
             elif limit and used > limit:
                 problem = self._outgrown(f"used {used >> 20} MiB")
@@ -422,8 +423,9 @@ class WorkerKeeper:
     def _look_at(self, pulse: WorkerPulse) -> None:
         """Whether a device of the worker has wedged: nothing but its end frees it."""
         limit_s = self.invoke_limit_s
-        if limit_s and pulse.stuck_s > limit_s and not self._wedged.is_set():
-            self._wedged.set()
+        if limit_s and pulse.stuck_s > limit_s and not self._wedged:
+            self._wedged = True
+            self._changed.set()
             detail = f"an invoke did not return within {limit_s:g} s"
             self._events.tpu_report(
                 self.spec.name, TpuReport(id=pulse.stuck, step=TpuStep.FAILED, detail=detail)
