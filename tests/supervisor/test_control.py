@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.devices.errors import NoSuchTpu
 from appliance.inference.errors import ModelUnknown
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import (
@@ -85,6 +86,12 @@ class SomeOrders:
 
     async def fix(self, repair_id: str) -> str:
         raise NotFixable("x" * 10_000)
+
+    async def reset_tpu(self, tpu_id: str) -> str:
+        return f"{tpu_id} was reset"
+
+    async def quarantine_tpu(self, tpu_id: str) -> str:
+        raise NoSuchTpu(f"no TPU is called {tpu_id!r}")
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
         if request.model != "mine":
