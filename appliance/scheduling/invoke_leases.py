@@ -6,7 +6,7 @@ wait waits in the worker, by priority. So a lease is granted at once or refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 
 from .errors import DuplicateRequest, NoWorker, QueueFull, UnknownModel
@@ -38,13 +38,13 @@ class InvokeLeases:
         self.limit = limit
         self._workers: dict[str, _Worker] = {}
         self._leases: dict[Owner, dict[str, tuple[_Worker, int]]] = {}
-        self._models: frozenset[str] = frozenset()
+        self._kinds: dict[str, str] = {}
         self._count = 0
         self._turns = 0
 
-    def expect(self, models: Collection[str]) -> None:
-        """The models that there are: one of them that nobody runs yet is not unknown."""
-        self._models = frozenset(models)
+    def expect(self, kinds: Mapping[str, str]) -> None:
+        """The models that there are, with their kinds: one of them that nobody runs yet is not unknown."""
+        self._kinds = dict(kinds)
 
     def worker(self, name: str, *, models: Collection[str], capacity: int, tpu: bool) -> None:
         """A worker runs these models on so many devices from now on."""
@@ -63,17 +63,23 @@ class InvokeLeases:
             for request_id in [each for each, (lessor, _) in leases.items() if lessor is worker]:
                 self.settle(owner, request_id)
 
-    def request(self, owner: Owner, request_id: str, *, model: str, invocations: int, avoid: str = "") -> str:
-        """The worker to ask. DuplicateRequest, QueueFull, UnknownModel, or NoWorker while none is ready. `avoid` is chosen
-        when there is no other."""
+    def request(
+        self, owner: Owner, request_id: str, *, kind: str, model: str = "", invocations: int, avoid: str = ""
+    ) -> tuple[str, str]:
+        """The worker to ask, and the model, which is the first of its kind when none is named.
+
+        DuplicateRequest, QueueFull, UnknownModel, or NoWorker while none is ready. `avoid` is chosen when there is no other.
+        """
         leases = self._leases.get(owner, {})
         if request_id in leases:
             raise DuplicateRequest(request_id)
+        of_kind = sorted(name for name, each in self._kinds.items() if each == kind)
+        if not of_kind or (model and model not in of_kind):
+            raise UnknownModel(model or kind, of_kind)
+        model = model or of_kind[0]
         able = [each for each in self._workers.values() if model in each.models and each.capacity > 0]
         if not able:
-            if model in self._models:
-                raise NoWorker(model)
-            raise UnknownModel(model, self._models)
+            raise NoWorker(model)
         if self._count >= self.limit:
             raise QueueFull(self.limit)
         others = [each for each in able if each.name != avoid]
@@ -84,7 +90,7 @@ class InvokeLeases:
         worker.leases += 1
         worker.invocations += invocations
         self._leases.setdefault(owner, {})[request_id] = worker, invocations
-        return worker.name
+        return worker.name, model
 
     def settle(self, owner: Owner, request_id: str) -> bool:
         """Ends a lease; False when there is none of that name."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from appliance.devices.errors import DevicesError
 from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import Draining, SchedulingError
 from appliance.scheduling.invoke_leases import InvokeLeases
@@ -37,6 +38,8 @@ from appliance.wire.messages import (
     Subscribe,
     Topic,
     ToSupervisor,
+    TpuQuarantine,
+    TpuReset,
     WorkerRestart,
     failure,
     protocol_failure,
@@ -71,14 +74,18 @@ EVENTS_RETRY_S = 0.25
 
 
 class Orders(Protocol):
-    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed
-    or InferenceError."""
+    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed,
+    InferenceError or DevicesError."""
 
     async def reload(self) -> str: ...
 
     async def restart_worker(self, name: str) -> str: ...
 
     async def fix(self, repair_id: str) -> str: ...
+
+    async def reset_tpu(self, tpu_id: str) -> str: ...
+
+    async def quarantine_tpu(self, tpu_id: str) -> str: ...
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded: ...
 
@@ -295,6 +302,10 @@ class ControlSocket:
                 self._carry_out(peer, request_id, self._orders.restart_worker(name))
             case RepairFix(request_id=request_id, id=repair_id):
                 self._carry_out(peer, request_id, self._orders.fix(repair_id))
+            case TpuReset(request_id=request_id, id=tpu_id):
+                self._carry_out(peer, request_id, self._orders.reset_tpu(tpu_id))
+            case TpuQuarantine(request_id=request_id, id=tpu_id):
+                self._carry_out(peer, request_id, self._orders.quarantine_tpu(tpu_id))
             case ModelLoad(request_id=request_id):
                 order = self._orders.load_model(message, lambda progress: self._tell(peer, progress))
                 self._carry_out(peer, request_id, order)
@@ -305,9 +316,10 @@ class ControlSocket:
         try:
             if self._draining:
                 raise Draining
-            worker = self._invocations.request(
+            worker, model = self._invocations.request(
                 peer,
                 message.request_id,
+                kind=message.kind,
                 model=message.model,
                 invocations=message.invocations,
                 avoid=message.avoid,
@@ -323,7 +335,7 @@ class ControlSocket:
                 lease_id=message.request_id,
                 worker=worker,
                 socket=path,
-                model=message.model,
+                model=model,
             ),
         )
 
@@ -336,7 +348,7 @@ class ControlSocket:
             answer: str | Message
             try:
                 answer = await order
-            except (RequestFailed, InferenceError) as error:
+            except (RequestFailed, InferenceError, DevicesError) as error:
                 log.warning("not done: %s", error)
                 answer = Failure(code=error.code, message=str(error)[:4096], request_id=request_id)
             self._tell(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import logging
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -38,9 +38,6 @@ SUPERVISORS_OWN = frozenset(
         "WATCHDOG_USEC",
     }
 )
-
-#: Who may open a TPU, on PCIe and on USB: `udev/`.
-DEVICE_GROUPS = ("apex", "plugdev")
 
 #: Importing the engines takes a third of a second on an idle core; a minute means that something is wrong.
 START_TIMEOUT_S = 60.0
@@ -151,6 +148,11 @@ class Forkserver:
         self._process = None
 
 
+def _groups_of(user: str) -> list[int]:
+    """The groups that give the workers' user its devices: plugdev and apex, on a tower."""
+    return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+
+
 def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Our end of its socket, and its process. Called in the main thread: the kernel ties the child's parent-death
     signal to the thread that forks it."""
@@ -171,12 +173,6 @@ def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             env={name: value for name, value in os.environ.items() if name not in SUPERVISORS_OWN},
             user=user,
             group=user,
-            extra_groups=_device_groups() if user else None,
+            extra_groups=_groups_of(user) if user else None,
         )
     return ours, process
-
-
-def _device_groups() -> list[str]:
-    """The groups that udev gives the TPUs to, as far as this system has them."""
-    known = {each.gr_name for each in grp.getgrall()}
-    return [name for name in DEVICE_GROUPS if name in known]

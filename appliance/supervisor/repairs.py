@@ -27,6 +27,14 @@ class Kind(StrEnum):
     MODEL_UNUSABLE = "model_unusable"
     MODELS_NOT_COMPILED = "models_not_compiled"
     TPU_LIBRARY = "tpu_library"
+    TPU_BOOT_LOADER = "tpu_boot_loader"
+    TPU_DRIVER = "tpu_driver"
+    TPU_HOT = "tpu_hot"
+    TPU_NODE = "tpu_node"
+    TPU_OFF_THE_BUS = "tpu_off_the_bus"
+    TPU_PERMISSION = "tpu_permission"
+    TPU_QUARANTINED = "tpu_quarantined"
+    TRAY_IDENTITY = "tray_identity"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -68,6 +76,46 @@ SORTS: dict[Kind, Sort] = {
         Severity.ERROR,
         "Install libedgetpu1-std, built for TensorFlow 2.16 or later, and restart the appliance. Until then "
         "the models run on the CPU.",
+    ),
+    Kind.TPU_BOOT_LOADER: Sort(
+        Severity.ERROR,
+        "Unplug it and plug it in again, or switch the power of its port off and on. "
+        "If that does not help, try another cable or port: it needs up to 900 mA.",
+        "resets it and uses it again",
+    ),
+    Kind.TPU_DRIVER: Sort(
+        Severity.ERROR,
+        "Install Google's driver (the package gasket-dkms, with the headers of the running kernel) and load it: 'modprobe apex'.",
+    ),
+    Kind.TPU_HOT: Sort(
+        Severity.WARNING,
+        "Look at fans and air flow of the tray. It gets its work back when it is cooler "
+        "(devices.throttle_c, shutdown_c and hysteresis_c in appliance.toml).",
+    ),
+    Kind.TPU_NODE: Sort(
+        Severity.ERROR,
+        "Its file in /dev is missing: see that udev runs ('systemctl status systemd-udevd'), and in a container, "
+        "that /dev/bus/usb or /dev/apex_N is passed through.",
+    ),
+    Kind.TPU_OFF_THE_BUS: Sort(
+        Severity.ERROR,
+        "Switch the tower off and on again; a restart alone does not help. If it happens again, seat the module anew and "
+        "cool it better.",
+        "resets it and uses it again",
+    ),
+    Kind.TPU_PERMISSION: Sort(
+        Severity.ERROR,
+        "Install the udev rules (udev/65-coral-reef-tpu.rules; 'make install' does), then 'udevadm control --reload' and "
+        "'udevadm trigger'. The user must be in the group plugdev for USB, apex for PCIe.",
+    ),
+    Kind.TPU_QUARANTINED: Sort(
+        Severity.ERROR,
+        "Try another port, cable or power supply, then use it again with 'coral-reef tpu reset ID'.",
+        "resets it and uses it again",
+    ),
+    Kind.TRAY_IDENTITY: Sort(
+        Severity.WARNING,
+        "Correct what devices.identity names, or write the tray's memory anew. Until then the tray goes by its place.",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,

@@ -45,11 +45,12 @@ from appliance.wire.messages import (
 from .cgroups import Groups
 from .control import ControlSocket
 from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
-from .forkserver import Forkserver
+from .forkserver import WORKER_USER, Forkserver
 from .notify import Notify, extend_timeout, feed_watchdog
 from .repairs import Kind, Repairs
 from .tensor_workers import TensorWorkers
 from .text_model import TextModel
+from .tpus import Tpus
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,13 @@ class Supervisor:
         self._bug: BaseException | None = None
         self._text = TextModel(paths, appliance.text, self)
         self._tensors = TensorWorkers(paths, appliance.inference, self, self._invocations, self._repairs)
+        self.tpus = Tpus(
+            appliance.devices,
+            self._repairs,
+            lambda event: self._control.publish(Topic.TPU, event),
+            worker_user=os.environ.get(WORKER_USER) or None,
+        )
+        self._tensors.events = self.tpus.watch
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
@@ -115,7 +123,10 @@ class Supervisor:
         self._look_at(self._settings)
         self._text.start()  # before anybody asks: what will be served is known then
         self._tensors.start()
+        self.tpus.use(self._tensors.tpus_changed)
         await self._control.start()
+        devices = asyncio.create_task(self.tpus.run(), name="devices")
+        devices.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(
             feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
         )
@@ -133,9 +144,9 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            for task in (*self._tasks.values(), watchdog):
+            for task in (*self._tasks.values(), devices, watchdog):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), devices, watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             extending.cancel()
@@ -233,6 +244,14 @@ class Supervisor:
         """Lets another model write the replies. InferenceError when it cannot: the one before goes on."""
         return await self._text.load(request, tell)
 
+    async def reset_tpu(self, tpu_id: str) -> str:
+        """Resets a TPU and uses it again. DevicesError."""
+        return await self.tpus.reset(tpu_id)
+
+    async def quarantine_tpu(self, tpu_id: str) -> str:
+        """Takes a TPU out of use. DevicesError."""
+        return await self.tpus.quarantine(tpu_id)
+
     # --- what is shown -------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
@@ -256,6 +275,9 @@ class Supervisor:
             models=self._models(),
             model=self._text.model,
             configured_model=self._text.configured,
+            tpus=self.tpus.all(),
+            trays=self.tpus.trays(),
+            hotplug=self.tpus.hotplug,
         )
 
     # --- what the model asks of us --------------------------------------------------------------------------------
@@ -335,6 +357,8 @@ class Supervisor:
             done.append(await self._text.reconfigure(now.text))
         self._settings = settings
         self._look_at(settings)
+        if now.devices != before.devices:
+            await self.tpus.configure(now.devices)
         self._leases.placement = PLACEMENTS[now.scheduler.placement]
         self._leases.queue_limit = now.scheduler.queue_limit
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s

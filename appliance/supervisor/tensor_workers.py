@@ -25,7 +25,6 @@ from appliance.wire.messages import (
     TpuReport,
     TpuSet,
     TpuShare,
-    TpuState,
     TpuStep,
     WorkerSpec,
     WorkerState,
@@ -41,29 +40,23 @@ KINDS = frozenset({"embedding", "emotion"})
 
 CPU_WORKER = "cpu-1"
 
-#: What a worker may have open. One in the boot loader is as good as ready: opening it brings it out.
-USABLE = frozenset({TpuState.READY, TpuState.BOOT_LOADER, TpuState.LEASED, TpuState.HOT})
-
-#: A hot TPU may use this share of its time.
-HOT_SHARE = 0.5
-
 
 class TpuEvents(Protocol):
     """The table of devices, as it hears of TPUs from their workers."""
 
-    def tpu_opening(self, tpu: str, worker: str) -> None:
+    def opening(self, tpu_id: str, worker: str) -> None:
         """The worker opens it now, which resets it: what udev tells of that is no event."""
         ...
 
-    def tpu_opened(self, tpu: str, worker: str) -> None:
+    def opened(self, tpu_id: str, worker: str) -> None:
         """The worker has it open."""
         ...
 
-    def tpu_closed(self, tpu: str) -> None:
+    def closed(self, tpu_id: str) -> None:
         """No worker has it open any more."""
         ...
 
-    def tpu_failed(self, tpu: str, reason: str) -> None:
+    def failed(self, tpu_id: str, reason: str) -> None:
         """It could not be opened, an invoke failed or did not return. It is closed, and opened again when `tpus_changed` has left
         it out once."""
         ...
@@ -96,13 +89,14 @@ class TensorWorkers:
         self._tpus: dict[str, Tpu] = {}
         self._worker_of: dict[str, str] = {}
         self._open: dict[str, set[str]] = {}
+        self._told: dict[str, TpuSet] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
     def start(self) -> None:
         """The CPU's worker, if there are models."""
         known = self._models()
-        self._leases.expect([model.name for model in known])
+        self._leases.expect({model.name: model.kind for model in known})
         if known:
             self._start(CPU_WORKER, "cpu")
 
@@ -112,10 +106,10 @@ class TensorWorkers:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
     def tpus_changed(self, tpus: Sequence[Tpu]) -> None:
-        """These TPUs are there now, in whatever state; called whenever one changes."""
+        """These are the TPUs that a worker may have open now; called whenever one of them changes."""
         if self._closed:
             return
-        self._tpus = {tpu.id: tpu for tpu in tpus if tpu.state in USABLE}
+        self._tpus = {tpu.id: tpu for tpu in tpus}
         known = self._models()
         compiled = [model for model in known if model.compiled]
         missing = [model.name for model in known if not model.compiled] if tpus else []
@@ -148,6 +142,7 @@ class TensorWorkers:
         for name in [model.name for model in keeper.spec.models]:
             self._repairs.when(Kind.MODEL_UNUSABLE, name, keeper.refused.get(name, ""))
         self._open[worker] = set()
+        self._told.pop(worker, None)
         self._offer(worker)
         self._tell(worker)
 
@@ -156,7 +151,7 @@ class TensorWorkers:
         self._leases.worker_gone(worker)
         for tpu in sorted(self._open.pop(worker, set())):
             if self.events is not None:
-                self.events.tpu_closed(tpu)
+                self.events.closed(tpu)
 
     def report(self, worker: str, report: TpuReport) -> None:
         """What became of a TPU of it."""
@@ -175,13 +170,13 @@ class TensorWorkers:
             return
         match report.step:
             case TpuStep.OPENING:
-                self.events.tpu_opening(report.id, worker)
+                self.events.opening(report.id, worker)
             case TpuStep.OPEN:
-                self.events.tpu_opened(report.id, worker)
+                self.events.opened(report.id, worker)
             case TpuStep.CLOSED | TpuStep.UNUSABLE:
-                self.events.tpu_closed(report.id)
+                self.events.closed(report.id)
             case TpuStep.FAILED:
-                self.events.tpu_failed(report.id, report.detail)
+                self.events.failed(report.id, report.detail)
 
     def detail(self, worker: str) -> str:
         """How many of its TPUs it has open."""
@@ -208,23 +203,18 @@ class TensorWorkers:
 
     def _tell(self, worker: str) -> None:
         """Tells a worker which TPUs are its own."""
-        if worker == CPU_WORKER:
+        if worker == CPU_WORKER or self._keepers[worker].state is not WorkerState.READY:
             return
         tpus = [self._tpus[tpu] for tpu, each in sorted(self._worker_of.items()) if each == worker]
-        self._keepers[worker].tell(
-            TpuSet(
-                tpus=[
-                    TpuShare(
-                        id=tpu.id,
-                        bus=tpu.bus,
-                        node=tpu.node,
-                        role=tpu.role,
-                        share=HOT_SHARE if tpu.state is TpuState.HOT else 1.0,
-                    )
-                    for tpu in tpus
-                ]
-            )
+        wanted = TpuSet(
+            tpus=[
+                TpuShare(id=tpu.id, bus=tpu.bus, node=tpu.node, role=tpu.role, share=tpu.load_limit)
+                for tpu in tpus
+            ]
         )
+        if self._told.get(worker) != wanted:
+            self._told[worker] = wanted
+            self._keepers[worker].tell(wanted)
 
     def _start(self, worker: str, kind: str) -> None:
         self._keepers[worker] = self._workers.start(

@@ -111,11 +111,13 @@ class Priority(IntEnum):
 
 
 class InvokeLease(Message, frozen=True, kw_only=True):
-    """A gateway asks where a model of tensors (embedding, emotion) runs now. Answered by `LeaseGranted` or `Failure` at once:
-    what has to wait waits in the worker, by priority. `avoid` names a worker that was lost a moment ago."""
+    """A gateway asks where a small model runs now. Answered by `LeaseGranted` or `Failure` at once: what has to wait waits in the
+    worker, by priority. `kind` is `embedding` or `emotion`, `model` empty for the first of that kind. `avoid` names a worker that
+    was lost a moment ago."""
 
     request_id: Id
-    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    kind: Annotated[str, Meta(min_length=1, max_length=64)]
+    model: Annotated[str, Meta(max_length=128)] = ""
     invocations: Annotated[int, Meta(ge=1, le=INVOCATIONS_LIMIT)]
     avoid: Annotated[str, Meta(max_length=64)] = ""
 
@@ -229,7 +231,11 @@ class TpuState(StrEnum):
 class Tpu(msgspec.Struct, frozen=True, kw_only=True):
     """One Edge TPU. `id` stays the same as long as it is in its place: `usb-` and its port path (`usb-1-1.2`), or `pci-` and its
     address (`pci-0000:03:00.0`). `node` is what a worker opens; `sysfs` its folder there. `slot` counts from 1 in its tray.
-    Temperature in degrees Celsius where the driver tells it."""
+    Temperature in degrees Celsius where the driver tells it.
+
+    `load_limit`, from 0 to 1, is the share of its usual work that it may get now: less when it is hot, none when it is hotter or
+    cannot be used. `stands_in`: it belongs to the reserve and has taken over `role` from one that failed.
+    `speed_mbps`: of its USB link, 0 when unknown."""
 
     id: str
     bus: TpuBus
@@ -243,6 +249,41 @@ class Tpu(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: float | None = None
     worker: str = ""
     detail: str = ""
+    load_limit: float = 0.0
+    stands_in: bool = False
+    speed_mbps: int = 0
+
+
+class Tray(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of the tower. `slots`: how many TPUs it has room for. `identity` is what its EEPROM calls it and `persona`
+    whom it is bound to: both travel with the tray. `problem`: why its identity cannot be used."""
+
+    name: str
+    slots: int
+    identity: str = ""
+    persona: str = ""
+    problem: str = ""
+
+
+class Hotplug(StrEnum):
+    """How the supervisor learns that a TPU comes or goes."""
+
+    UDEV = "udev"  # at once
+    POLLED = "polled"  # no udev runs here: it looks every few seconds
+
+
+class TpuReset(Message, frozen=True, kw_only=True):
+    """Reset a TPU's port or chip, forget its failures and use it again. `Done` when that is done."""
+
+    request_id: Id
+    id: Id
+
+
+class TpuQuarantine(Message, frozen=True, kw_only=True):
+    """Use a TPU no more, until `TpuReset`."""
+
+    request_id: Id
+    id: Id
 
 
 class ModelLoad(Message, frozen=True, kw_only=True):
@@ -275,7 +316,7 @@ class ModelLoaded(Message, frozen=True, kw_only=True):
 class Status(Message, frozen=True, kw_only=True):
     """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
     replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
-    first."""
+    first; TPUs by tray and slot, those that are gone too."""
 
     version: str
     mode: str
@@ -294,6 +335,9 @@ class Status(Message, frozen=True, kw_only=True):
     models: list[ModelStatus]
     model: str = ""
     configured_model: str = ""
+    tpus: list[Tpu] = []
+    trays: list[Tray] = []
+    hotplug: Hotplug = Hotplug.POLLED
 
 
 class Reload(Message, frozen=True, kw_only=True):
@@ -329,6 +373,7 @@ class Topic(StrEnum):
     WORKER = "worker"
     REPAIR = "repair"
     SYSTEM = "system"
+    TPU = "tpu"
 
 
 class Subscribe(Message, frozen=True, kw_only=True):
@@ -357,13 +402,19 @@ class SystemChanged(Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class TpuChanged(Message, frozen=True, kw_only=True):
+    """A TPU came, went, or is other than it was; of its temperature only every few degrees are told."""
+
+    tpu: Tpu
+
+
 class EventsLost(Message, frozen=True, kw_only=True):
     """The subscriber was too slow: so many events before the next one were left out, the oldest first."""
 
     count: int
 
 
-Event = WorkerChanged | RepairChanged | SystemChanged
+Event = WorkerChanged | RepairChanged | SystemChanged | TpuChanged
 
 
 # --- worker socket ---------------------------------------------------------------------------------------------
@@ -609,6 +660,8 @@ ToSupervisor = (
     | WorkerRestart
     | RepairFix
     | ModelLoad
+    | TpuReset
+    | TpuQuarantine
 )
 FromSupervisor = (
     Hello
@@ -620,6 +673,7 @@ FromSupervisor = (
     | WorkerChanged
     | RepairChanged
     | SystemChanged
+    | TpuChanged
     | EventsLost
     | ModelLoading
     | ModelLoaded

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.devices.errors import NoSuchTpu
 from appliance.inference.errors import ModelUnknown
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import (
     BAD_MESSAGES_LIMIT,
@@ -86,6 +88,12 @@ class SomeOrders:
     async def fix(self, repair_id: str) -> str:
         raise NotFixable("x" * 10_000)
 
+    async def reset_tpu(self, tpu_id: str) -> str:
+        return f"{tpu_id} was reset"
+
+    async def quarantine_tpu(self, tpu_id: str) -> str:
+        raise NoSuchTpu(f"no TPU is called {tpu_id!r}")
+
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
         if request.model != "mine":
             raise ModelUnknown(f"no model is called {request.model!r}")
@@ -130,6 +138,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
     control = ControlSocket(
         folder / "control.sock",
         table,
+        InvokeLeases(limit=queue_limit),
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
@@ -498,6 +507,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     control = ControlSocket(
         path,
         LeaseTable(queue_limit=1),
+        InvokeLeases(limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
