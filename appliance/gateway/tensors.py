@@ -96,8 +96,8 @@ class Tensors:
                 invoked, _ = await self.invoke(
                     "emotion", [text[:EMOTION_LIMIT_CHARS]], account=account, priority=Priority.HIGH
                 )
-        except (ChatError, TimeoutError) as error:
+            found = _emotion.decode(invoked.outputs[0])
+        except (ChatError, TimeoutError, msgspec.DecodeError) as error:
             log.debug("no emotion: %s", error)
             return None
-        found = _emotion.decode(invoked.outputs[0])
         return Emotion(found.label, found.intensity)

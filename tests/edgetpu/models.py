@@ -7,13 +7,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import flatbuffers
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
+
+from appliance.inference.features import VERSION, WEIGHTS, FeatureSpec
+from appliance.inference.text_models import CARD, WORD_WEIGHTS, Card
 
 CUSTOM_OP = "edgetpu-custom-op"
 _MAGIC = b"FAKETPU1"
@@ -22,7 +26,23 @@ _MAGIC = b"FAKETPU1"
 SCALE, ZERO = 0.05, 3
 
 
-def fully_connected(widths: Sequence[int], *, seed: int = 1, relu: bool = True) -> bytes:
+EMOTIONS = ("neutral", "joy", "sadness")
+
+
+def text_model(kind: str, *, width: int = 256, hidden: int = 64, outputs: int = 32, seed: int = 1) -> bytes:
+    """A model for texts, `embedding` or `emotion`, that has learned nothing. An emotion model's outputs are its labels' and
+    one more."""
+    features = FeatureSpec(version=VERSION, width=width, words=width - width // 4, grams=width // 4)
+    card = Card(kind=kind, features=features, labels=EMOTIONS if kind == "emotion" else ())
+    if kind == "emotion":
+        outputs = len(EMOTIONS) + 1
+    metadata = {CARD: msgspec.json.encode(card), WORD_WEIGHTS: bytes([100]) * WEIGHTS}
+    return fully_connected((width, hidden, outputs), seed=seed, metadata=metadata)
+
+
+def fully_connected(
+    widths: Sequence[int], *, seed: int = 1, relu: bool = True, metadata: Mapping[str, bytes] | None = None
+) -> bytes:
     """A model of int8 layers with random weights: input [1, widths[0]], output [1, widths[-1]]."""
     draw = np.random.default_rng(seed)
     model = _model()
@@ -49,6 +69,11 @@ def fully_connected(widths: Sequence[int], *, seed: int = 1, relu: bool = True) 
         )
         graph.operators.append(operator)
         graph.outputs = [out]
+    model.metadata = []
+    for name, content in (metadata or {}).items():
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, _buffer(model, content)
+        model.metadata.append(entry)
     return _packed(model)
 
 
@@ -143,14 +168,18 @@ def _tensor(
     tensor.name = f"t{len(tensors)}"
     tensor.buffer = 0
     if data is not None:
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(data.tobytes(), np.uint8)
-        model.buffers.append(buffer)
-        tensor.buffer = len(model.buffers) - 1
+        tensor.buffer = _buffer(model, data.tobytes())
     tensor.quantization = schema.QuantizationParametersT()
     tensor.quantization.scale, tensor.quantization.zeroPoint = [float(scale)], [zero]
     tensors.append(tensor)
     return len(tensors) - 1
+
+
+def _buffer(model: schema.ModelT, content: bytes) -> int:
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(content, np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
 
 
 def _packed(model: schema.ModelT) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -86,20 +87,44 @@ def write_model(
     folder: Path,
     name: str = "m",
     *,
-    widths: tuple[int, ...] = (64, 32, 16),
+    content: bytes | None = None,
     kind: str = "tensor",
-    seed: int = 1,
+    compiled: bool = True,
 ) -> TensorModel:
-    """A small model with its compiled file."""
-    twin, compiled = folder / f"{name}.tflite", folder / f"{name}_edgetpu.tflite"
-    content = models.fully_connected(widths, seed=seed)
+    """A model's two files; a small one that takes tensors when `content` is left out."""
+    twin, other = folder / f"{name}.tflite", folder / f"{name}_edgetpu.tflite"
+    content = content or models.fully_connected((64, 32, 16))
+    folder.mkdir(parents=True, exist_ok=True)
     twin.write_bytes(content)
-    compiled.write_bytes(models.compiled(content, name=name))
+    if compiled:
+        other.write_bytes(models.compiled(content, name=name))
     return TensorModel(
         name=name,
         kind=kind,
         twin=str(twin),
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        compiled=str(compiled),
+        compiled=str(other) if compiled else "",
     )
+
+
+def add_text_models(folder: Path, *, compiled: bool = True) -> dict[str, TensorModel]:
+    """An embedding and an emotion model in the owner's folder, with their manifest; by kind."""
+    found = {
+        kind: write_model(
+            folder, f"test-{kind}", content=models.text_model(kind), kind=kind, compiled=compiled
+        )
+        for kind in ("embedding", "emotion")
+    }
+    entries = [
+        {
+            "name": each.name,
+            "kind": each.kind,
+            "file": Path(each.twin).name,
+            "sha256": each.sha256,
+            "size_bytes": each.size_bytes,
+        }
+        for each in found.values()
+    ]
+    (folder / "manifest.json").write_text(json.dumps({"models": entries}))
+    return found

@@ -1,0 +1,303 @@
+"""The workers of embedding and emotion models, with a real supervisor, its forkserver and its workers, and a gateway's links.
+
+The TPUs are the stand-in's (tests/edgetpu); the table of devices is played by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from appliance.config.appliance import Appliance, Inference
+from appliance.config.load import Settings, load
+from appliance.gateway.links import SupervisorLink, WorkerLinks
+from appliance.gateway.tensors import Tensors
+from appliance.inference.text_models import EmbeddingModel, open_text_model
+from appliance.paths import Paths
+from appliance.supervisor.service import Supervisor
+from appliance.wire.messages import Invoked, Priority, Tpu, TpuRole, TpuState, WorkerState
+from tests.edgetpu.models import EMOTIONS
+from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
+from tests.waiting import look_until, running
+
+TEXTS = [f"text number {number} about the sea and its tide" for number in range(40)]
+
+#: How long an invoke may take here before its worker is ended.
+INVOKE_LIMIT_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        found = StandIn(folder)
+        for name, value in found.environment.items():
+            patch.setenv(name, value)
+        yield found
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_tpus_left(stand_in: StandIn) -> None:
+    stand_in.tell()
+
+
+@dataclass
+class Table:
+    """Plays the table of devices: a TPU that failed is left out."""
+
+    supervisor: Supervisor
+    tpus: dict[str, Tpu] = field(default_factory=dict)
+    said: list[tuple[str, str]] = field(default_factory=list)
+
+    def plug(self, *fakes: Fake, tray: str = "tray-1", load_limit: float = 1.0) -> None:
+        for slot, fake in enumerate(fakes, 1):
+            self.tpus[fake.id] = Tpu(
+                id=fake.id,
+                bus=fake.bus,
+                state=TpuState.READY,
+                node=fake.node,
+                sysfs="",
+                tray=tray,
+                slot=slot,
+                role=TpuRole.MEMORY,
+                load_limit=load_limit,
+            )
+        self.tell()
+
+    def unplug(self, *fakes: Fake) -> None:
+        for fake in fakes:
+            self.tpus.pop(fake.id, None)
+        self.tell()
+
+    def tell(self) -> None:
+        self.supervisor._tensors.tpus_changed(list(self.tpus.values()))
+
+    def opening(self, tpu_id: str, worker: str) -> None:
+        self.said.append(("opening", tpu_id))
+
+    def opened(self, tpu_id: str, worker: str) -> None:
+        self.said.append(("opened", tpu_id))
+
+    def closed(self, tpu_id: str) -> None:
+        self.said.append(("closed", tpu_id))
+
+    def failed(self, tpu_id: str, reason: str) -> None:
+        self.said.append(("failed", tpu_id))
+        self.tpus.pop(tpu_id, None)
+        self.tell()
+
+
+@dataclass
+class Tower:
+    """A running supervisor and a gateway's side of it."""
+
+    supervisor: Supervisor
+    table: Table
+    tensors: Tensors
+    embedding: str
+
+    async def embed(self, texts: list[str] = TEXTS, *, account: str = "somebody") -> Invoked:
+        found, model = await self.tensors.invoke("embedding", texts, account=account, priority=Priority.LOW)
+        assert model == "test-embedding"
+        assert len(found.outputs) == len(texts)
+        return found
+
+    async def until_open(self, count: int) -> None:
+        """Until so many TPUs are open."""
+        await look_until(
+            f"{count} TPUs are open",
+            lambda: sum(len(each) for each in self.supervisor._tensors._open.values()) == count,
+        )
+
+    def pid(self, worker: str) -> int:
+        return self.supervisor._keepers[worker].pid
+
+    def repairs(self) -> dict[str, str]:
+        return {repair.kind: repair.what for repair in self.supervisor.status().repairs}
+
+
+@asynccontextmanager
+async def running_tower(*, compiled: bool = True) -> AsyncIterator[Tower]:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    paths = Paths.under(folder)
+    for each in (paths.run, paths.supervisor, paths.workers, paths.etc):
+        each.mkdir(parents=True, exist_ok=True)
+    models = add_text_models(paths.models, compiled=compiled)
+    inference = Inference(invoke_limit_s=INVOKE_LIMIT_S)
+    settings = Settings(appliance=Appliance(inference=inference), network=load(paths).network, warnings=[])
+    supervisor = Supervisor(paths, settings)
+    table = Table(supervisor)
+    supervisor._tensors.events = table
+    serving = asyncio.create_task(supervisor.run())
+    link = SupervisorLink(str(paths.control_socket))
+    workers = WorkerLinks()
+    link.start()
+    try:
+        await look_until("the CPU's worker is ready", lambda: supervisor._invocations._workers)
+        yield Tower(supervisor, table, Tensors(link, workers), models["embedding"].twin)
+    finally:
+        await workers.close()
+        await link.close()
+        supervisor._stop.set()
+        await serving
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+        shutil.rmtree(folder)
+
+
+async def test_the_cpu_serves_where_no_tpu_is(stand_in: StandIn) -> None:
+    async with running_tower() as tower:
+        found = await tower.embed()
+        assert found.ran_on == ["cpu"]
+        assert found.tokens == sum(len(text.split()) for text in TEXTS)
+        vector = array("f", found.outputs[0])
+        assert sum(each * each for each in vector) == pytest.approx(1)
+        model = open_text_model(Path(tower.embedding))
+        assert isinstance(model, EmbeddingModel)
+        assert len(vector) == model.outputs
+        emotion = await tower.tensors.emotion_of("what a lovely day", "somebody")
+        assert emotion is not None
+        assert emotion.emotion in EMOTIONS
+        assert 0 <= emotion.intensity <= 1
+        status = tower.supervisor.status()
+        (cpu,) = [worker for worker in status.workers if worker.kind == "cpu"]
+        assert cpu.engine is not None
+        assert cpu.engine.build == "xnnpack"
+        assert {model.name for model in status.models if "cpu-1" in model.loaded_by} == {
+            "test-embedding",
+            "test-emotion",
+        }
+        assert "models_not_compiled" not in tower.repairs()
+
+
+async def test_tpus_take_over_and_give_the_same(stand_in: StandIn) -> None:
+    fakes = [Fake("usb-1-1.2"), Fake("pci-0"), Fake("usb-2-1"), Fake("pci-1")]
+    stand_in.tell(*fakes, open_ms=50)
+    async with running_tower() as tower:
+        before = await tower.embed()
+        tower.table.plug(*fakes)
+        await tower.until_open(4)
+        after = await tower.embed()
+        assert set(after.ran_on) <= {fake.id for fake in fakes}
+        assert len(after.ran_on) > 1  # one batch is spread
+        assert after.outputs == before.outputs
+        assert {("opening", fake.id) for fake in fakes} <= set(tower.table.said)
+        assert {("opened", fake.id) for fake in fakes} <= set(tower.table.said)
+        (worker,) = [each for each in tower.supervisor.status().workers if each.kind == "tpu"]
+        assert worker.detail == "4 of 4 TPUs open"
+        assert worker.slots == 4
+        tower.table.unplug(*fakes)
+        await look_until(
+            "no TPU worker is left", lambda: not [k for k in tower.supervisor._keepers if k.startswith("tpu")]
+        )
+        assert (await tower.embed()).ran_on == ["cpu"]
+
+
+async def test_a_tpu_that_goes_in_the_middle(stand_in: StandIn) -> None:
+    fakes = [Fake("pci-0", ms=20), Fake("pci-1", ms=20)]
+    stand_in.tell(*fakes)
+    async with running_tower() as tower:
+        tower.table.plug(*fakes)
+        await tower.until_open(2)
+        asked = asyncio.create_task(tower.embed())
+        await look_until("it is under way", lambda: stand_in.heard("invoke", fakes[0]) > 4)
+        stand_in.tell(fakes[1], Fake("pci-0", "error"))
+        found = await asked
+        assert "pci-1" in found.ran_on
+        assert ("failed", "pci-0") in tower.table.said
+        assert found.outputs == (await tower.embed()).outputs
+
+
+async def test_the_last_tpu_goes_in_the_middle(stand_in: StandIn) -> None:
+    fake = Fake("usb-1-1", ms=20)
+    stand_in.tell(fake)
+    async with running_tower() as tower:
+        tower.table.plug(fake)
+        await tower.until_open(1)
+        asked = asyncio.create_task(tower.embed())
+        await look_until("it is under way", lambda: stand_in.heard("invoke", fake) > 4)
+        stand_in.tell(Fake("usb-1-1", "error"))
+        assert (await asked).ran_on == ["cpu"]
+
+
+async def test_a_wedged_invoke_costs_its_worker_alone(stand_in: StandIn) -> None:
+    good, bad = Fake("pci-0"), Fake("pci-1")
+    stand_in.tell(good, bad)
+    async with running_tower() as tower:
+        tower.table.plug(good, tray="tray-1")
+        tower.table.plug(bad, tray="tray-2")
+        await tower.until_open(2)
+        other, wedged = tower.pid("tpu-1"), tower.pid("tpu-2")
+        stand_in.tell(good, Fake("pci-1", "wedge"))
+        asked = [asyncio.create_task(tower.embed()) for _ in range(4)]
+        await look_until("the wedged worker is gone", lambda: not running(wedged))
+        began = time.monotonic()
+        found = [await each for each in asked]
+        assert time.monotonic() - began < 5
+        assert len({tuple(each.outputs) for each in found}) == 1
+        assert all("pci-1" not in each.ran_on for each in found)
+        assert ("failed", "pci-1") in tower.table.said
+        assert tower.pid("tpu-1") == other
+
+
+async def test_a_library_that_crashes_at_an_invoke(stand_in: StandIn) -> None:
+    fake = Fake("pci-0")
+    stand_in.tell(fake)
+    async with running_tower() as tower:
+        tower.table.plug(fake)
+        await tower.until_open(1)
+        pid = tower.pid("tpu-1")
+        stand_in.tell(Fake("pci-0", "crash"))
+        assert (await tower.embed()).ran_on == ["cpu"]
+        await look_until("it is gone", lambda: not running(pid))
+        stand_in.tell(fake)
+        await tower.until_open(1)
+        await look_until("it works again", lambda: tower.supervisor._invocations._workers.get("tpu-1"))
+        assert (await tower.embed()).ran_on == ["pci-0"]
+
+
+async def test_a_library_for_another_tensorflow(stand_in: StandIn) -> None:
+    fake = Fake("pci-0")
+    stand_in.tell(fake, skew=True)
+    async with running_tower() as tower:
+        tower.table.plug(fake)
+        what = await look_until("the repair is there", lambda: tower.repairs().get("tpu_library"))
+        assert "SIGSEGV" in what
+        assert (
+            tower.supervisor._keepers["tpu-1"].state is WorkerState.READY
+        )  # the worker itself did not crash
+        assert (await tower.embed()).ran_on == ["cpu"]
+
+
+async def test_models_that_nobody_compiled(stand_in: StandIn) -> None:
+    async with running_tower(compiled=False) as tower:
+        tower.table.plug(Fake("pci-0"))
+        assert "models_not_compiled" in tower.repairs()
+        assert "tpu-1" not in tower.supervisor._keepers
+        assert (await tower.embed()).ran_on == ["cpu"]
+        tower.table.unplug(Fake("pci-0"))
+        assert "models_not_compiled" not in tower.repairs()
+
+
+async def test_the_cpus_worker_is_killed_in_the_middle(stand_in: StandIn) -> None:
+    async with running_tower() as tower:
+        pid = tower.pid("cpu-1")
+        asked = [asyncio.create_task(tower.embed()) for _ in range(8)]
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        found = [await each for each in asked]
+        assert len({tuple(each.outputs) for each in found}) == 1
+        assert tower.pid("cpu-1") != pid
