@@ -42,7 +42,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 MEANINGS = {
     400: "the request is wrong; `errors` names the fields",
     401: "no API key, or one that is not valid",
-    404: "there is no such persona or session, or it is not yours",
+    404: "there is no such persona, session or model, or it is not yours",
     413: "the body is too large",
     502: "the worker died, or its engine gave up; ask again",
     503: "no place was free in time, or a part is being restarted; `Retry-After` says when to ask again",
