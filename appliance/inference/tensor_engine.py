@@ -108,7 +108,7 @@ class Piece:
         output = runner.run(self._rows, before_each)
         if not request.message.texts:
             return [row.tobytes() for row in output], 0
-        tokens = request.loaded.words(request.message.texts[part.start : part.stop])
+        tokens = sum(len(text.split()) for text in request.message.texts[part.start : part.stop])
         return request.loaded.finished(output, runner.scale, runner.zero_point), tokens
 
 

@@ -17,7 +17,7 @@ from appliance.wire.messages import EmotionOutput, TensorModel
 from . import models
 from .edgetpu import Found, Runtime
 from .errors import BadInput, EngineFailed, InferenceError, ModelRefused, TextTooLong, TfliteBroken
-from .text_models import EmbeddingModel, EmotionModel, count_words, text_model
+from .text_models import EmbeddingModel, EmotionModel, text_model
 from .tflite import Tflite, read_tflite
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -120,10 +120,6 @@ class Loaded:
                     for each in emotion.finish(output, scale, zero_point)
                 ]
         raise BadInput(self._why)
-
-    def words(self, texts: Sequence[str]) -> int:
-        """How many words the texts have, for `usage`."""
-        return count_words(texts)
 
 
 class Runner:

@@ -31,8 +31,8 @@ PATIENCE = {Priority.NORMAL: 8, Priority.LOW: 16}
 LOOK = 8
 PASSES = 4
 
-#: Invocations of one piece: a request of higher priority waits for as many at most.
-PIECE_LIMIT = 16
+#: Invocations of one piece: a request of higher priority waits for as many at most, some 50 us each with their texts.
+PIECE_LIMIT = 32
 
 #: A piece that made so many devices fail is the fault itself.
 TRIES_LIMIT = 3

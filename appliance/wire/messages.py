@@ -518,7 +518,7 @@ class EmotionOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 class Invoked(Message, frozen=True, kw_only=True):
     """The answer, one output for each input in their order: of a text what it means (an embedding's float32, little endian, or an
-    `EmotionOutput` in msgpack), of a tensor the model's own bytes. `tokens` is how many words or pieces the texts had;
+    `EmotionOutput` in msgpack), of a tensor the model's own bytes. `tokens` is how many words the texts had;
     `ran_on` names the TPUs, or `cpu`."""
 
     request_id: Id
