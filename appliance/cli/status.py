@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from appliance.wire.messages import EngineBuild, Status
@@ -57,6 +58,9 @@ def show(status: Status) -> None:
         print(
             f"{status.model} was chosen with 'coral-reef model load'; appliance.toml says {status.configured_model}"
         )
+    if status.tpus:
+        counts = Counter(tpu.state.replace("_", " ") for tpu in status.tpus)
+        print(f"TPUs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for build in dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine):
         print(build)
     show_repairs(status.repairs)

@@ -58,6 +58,8 @@ ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("get", "/api/v1/system/status"): (503,),
     ("get", "/api/v1/system/models"): (503,),
     ("get", "/api/v1/system/repairs"): (503,),
+    ("get", "/api/v1/system/tpus"): (403, 503),
+    ("get", "/api/v1/system/tpus/{tpu_id}"): (400, 403, 404, 503),
     ("get", "/health"): (),
 }
 

@@ -153,7 +153,9 @@ def _in_common(kind: Kind, devices: list[Device]) -> str:
     if kind is not Kind.TPU_HOT:
         return f"{names} cannot be used: {devices[0].seen.detail}"
     idle = sum(device.heat is Heat.SHUT_DOWN for device in devices)
-    return f"{names} {'is' if len(devices) == 1 else 'are'} hot; {idle or 'none'} of {len(devices)} too hot to work"
+    rest = len(devices) - idle
+    works = [f"{rest} at half of the usual work"] * (rest > 0) + [f"{idle} at none"] * (idle > 0)
+    return f"hot: {names} ({', '.join(works)})"
 
 
 def _user(name: str | None) -> User:

@@ -234,8 +234,8 @@ class Tpu(msgspec.Struct, frozen=True, kw_only=True):
     Temperature in degrees Celsius where the driver tells it.
 
     `load_limit`, from 0 to 1, is the share of its usual work that it may get now: less when it is hot, none when it is hotter or
-    cannot be used. `stands_in`: it belongs to the reserve and has taken over `role` from one that failed.
-    `speed_mbps`: of its USB link, 0 when unknown."""
+    cannot be used. `stands_in`: it belongs to the reserve and has taken over `role` from one that failed. `speed_mbps` is that
+    of its USB link, 0 when unknown."""
 
     id: str
     bus: TpuBus
@@ -255,8 +255,8 @@ class Tpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tray(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of the tower. `slots`: how many TPUs it has room for. `identity` is what its EEPROM calls it and `persona`
-    whom it is bound to: both travel with the tray. `problem`: why its identity cannot be used."""
+    """One layer of the tower. `slots`: how many TPUs it has room for. `identity` is what its EEPROM calls it and `persona` whom
+    it is bound to: both travel with the tray. `problem`: why its identity cannot be used."""
 
     name: str
     slots: int

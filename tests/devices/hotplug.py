@@ -193,11 +193,15 @@ class Watched:
     ) -> dict[str, Tpu]:
         """The first table for which that is so."""
 
-        def look() -> dict[str, Tpu] | None:
-            table = self.all()
-            return (table or {"": None}) if condition(table) else None  # type: ignore[return-value]
+        found: dict[str, Tpu] = {}
 
-        return wait_for(what, look, within_s=within_s)
+        def look() -> bool:
+            nonlocal found
+            found = self.all()
+            return condition(found)
+
+        wait_for(what, look, within_s=within_s)
+        return found
 
     def until_state(self, tpu_id: str, state: TpuState, *, within_s: float = 30.0) -> Tpu:
         """The TPU when it is in that state."""
