@@ -90,7 +90,7 @@ class RunningAppliance:
                 raise RuntimeError((self.state / "log").read_text("utf-8", "replace"))
             time.sleep(0.002)
         self.start_s = time.perf_counter() - began
-        self._headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
+        self.headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
         return self
 
     def __exit__(
@@ -139,7 +139,7 @@ class RunningAppliance:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         began = time.perf_counter()
         writer.write(
-            f"POST /api/v1/chat/stream HTTP/1.1\r\nHost: bench\r\n{self._headers}Connection: close\r\n"
+            f"POST /api/v1/chat/stream HTTP/1.1\r\nHost: bench\r\n{self.headers}Connection: close\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data
         )

@@ -108,11 +108,11 @@ def write_model(
     )
 
 
-def add_text_models(folder: Path, *, compiled: bool = True) -> dict[str, TensorModel]:
-    """An embedding and an emotion model in the owner's folder, with their manifest; by kind."""
+def add_text_models(folder: Path, *, compiled: bool = True, **sizes: int) -> dict[str, TensorModel]:
+    """An embedding and an emotion model in the owner's folder, with their manifest; by kind. `sizes` as `models.text_model`'s."""
     found = {
         kind: write_model(
-            folder, f"test-{kind}", content=models.text_model(kind), kind=kind, compiled=compiled
+            folder, f"test-{kind}", content=models.text_model(kind, **sizes), kind=kind, compiled=compiled
         )
         for kind in ("embedding", "emotion")
     }

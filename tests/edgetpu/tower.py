@@ -37,7 +37,7 @@ class Table:
     said: list[tuple[str, str]] = field(default_factory=list)
 
     def plug(self, *fakes: Fake, tray: str = "tray-1", load_limit: float = 1.0) -> None:
-        for slot, fake in enumerate(fakes, 1):
+        for slot, fake in enumerate(fakes, len(self.tpus) + 1):
             self.tpus[fake.id] = Tpu(
                 id=fake.id,
                 bus=fake.bus,
