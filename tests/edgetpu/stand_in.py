@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from appliance.wire.messages import TensorModel, TpuBus, TpuRole, TpuShare
 
 from . import models
 
+NAME = "libedgetpu.so.1"
 SOURCE = Path(__file__).parent / "libedgetpu.c"
 
 
@@ -50,11 +52,15 @@ class StandIn:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.control, self.log = folder / "tpus", folder / "log"
-        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]
-        library = folder / "libedgetpu.so.1"
-        subprocess.run([*command, str(library), str(SOURCE), "-lm", "-lpthread"], check=True)
+        library = folder / NAME
+        flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{NAME}"]
+        subprocess.run(["gcc", *flags, "-o", str(library), str(SOURCE), "-lm", "-lpthread"], check=True)
         self.library = str(library)
         self.tell()
+
+    def load(self) -> None:
+        """Lets this process find it, too: the dynamic linker knows a library that is loaded by its name."""
+        ctypes.CDLL(self.library)
 
     @property
     def environment(self) -> Mapping[str, str]:

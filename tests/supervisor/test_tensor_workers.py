@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import time
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +20,6 @@ from tests.edgetpu.models import EMOTIONS
 from tests.edgetpu.stand_in import Fake, StandIn
 from tests.edgetpu.tower import TEXTS, running_tower
 from tests.waiting import look_until, running
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        found = StandIn(folder)
-        for name, value in found.environment.items():
-            patch.setenv(name, value)
-        yield found
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
