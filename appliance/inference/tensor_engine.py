@@ -22,6 +22,7 @@ from appliance.wire.messages import Invoke, Invoked, TpuRole, TpuShare, TpuStep,
 from . import edgetpu
 from .edgetpu import Found, Runtime
 from .errors import BadInput, EdgeTpuFailed, InferenceError, LibraryUnusable, NoDevice
+from .pipeline import Pipeline, StageFailed
 from .tensor_models import Loaded, Rows, Runner, on_cpu, on_tpu
 
 log = logging.getLogger(__name__)
@@ -67,14 +68,14 @@ class Request:
             return self.loaded.rows_of_texts(self.message.texts[part.start : part.stop])
         return self.loaded.rows_of_tensors(self.message.tensors[part.start : part.stop])
 
-    def filled(self, part: range, outputs: Sequence[bytes], tokens: int, device: str) -> None:
+    def filled(self, part: range, outputs: Sequence[bytes], tokens: int, devices: Sequence[str]) -> None:
         """A piece is done; with the last one the request is. Under the engine's lock."""
         if self.over:
             return
         self.outputs[part.start : part.stop] = outputs
         self.left -= len(part)
         self.tokens += tokens
-        self.ran_on.add(device)
+        self.ran_on.update(devices)
         if not self.left:
             self.over = True
             self._answer(
@@ -100,7 +101,7 @@ class Piece:
         self.request, self.part = request, part
         self._rows: Rows | None = None
 
-    def run(self, runner: Runner, before_each: Callable[[], None]) -> tuple[list[bytes], int]:
+    def run(self, runner: Runner | Pipeline, before_each: Callable[[], None]) -> tuple[list[bytes], int]:
         """The outputs and the words of its texts. What was made of the texts is kept for another device."""
         request, part = self.request, self.part
         if self._rows is None:
@@ -115,33 +116,36 @@ class Piece:
 class Device(threading.Thread):
     """A thread that runs models on one device."""
 
-    #: What answers say it is.
-    label: str
     share = 1.0
     prefers: frozenset[str] = frozenset()
     reserve = False
     memory_bytes = CPU_MEMORY_BYTES
 
-    def __init__(self, engine: TensorEngine, name: str) -> None:
+    def __init__(self, engine: TensorEngine, name: str, pool: Invocations) -> None:
         super().__init__(name=name, daemon=True)  # one that is wedged must not keep the process
-        self.engine = engine
-        self.label = name
+        self.engine, self.pool = engine, pool
+        #: What answers say they ran on.
+        self.labels = [name]
         self.closed = False
         self.wake = threading.Condition(engine.lock)
         self.work: Work | None = None
         #: When the invoke began that has not returned; 0 when none runs.
         self.invoking_since = 0.0
-        self._runners: dict[str, Runner] = {}
+        self._runners: dict[str, Runner | Pipeline] = {}
 
     def open(self) -> None:
         """Makes the device ready. InferenceError when it cannot be."""
 
-    def make(self, loaded: Loaded) -> Runner:
+    def make(self, loaded: Loaded) -> Runner | Pipeline:
         """An interpreter of the model on it."""
         raise NotImplementedError
 
     def failed(self, error: Exception) -> None:
         """It is of no more use."""
+
+    def stuck(self) -> tuple[float, str]:
+        """Since when an invoke has not returned, and on which TPU; 0 when none runs."""
+        return self.invoking_since, self.name
 
     def run(self) -> None:
         try:
@@ -174,7 +178,7 @@ class Device(threading.Thread):
                     return work
                 self.wake.wait(self.engine.rest_s(self))
                 if self.work is None and not self.closed:
-                    self.work = self.engine.invocations.look(self.name, time.monotonic())
+                    self.work = self.pool.look(self.name, time.monotonic())
         return None
 
     def _perform(self, work: Work) -> tuple[list[bytes], int] | None:
@@ -192,7 +196,7 @@ class Device(threading.Thread):
         finally:
             self.invoking_since = 0.0
 
-    def _runner(self, loaded: Loaded) -> Runner:
+    def _runner(self, loaded: Loaded) -> Runner | Pipeline:
         name = loaded.model.name
         runner = self._runners.get(name)
         if runner is None:
@@ -207,7 +211,7 @@ class Device(threading.Thread):
     def _make_room(self, model: str) -> None:
         """Lets go of interpreters whose models are not in the device's memory any more."""
         with self.engine.lock:
-            device = self.engine.invocations.devices.get(self.name)
+            device = self.pool.devices.get(self.name)
             held = set(device.holds) if device else set()
         for name in [each for each in self._runners if each not in held and each != model]:
             del self._runners[name]
@@ -217,8 +221,8 @@ class CpuDevice(Device):
     """A thread that runs the twins."""
 
     def __init__(self, engine: TensorEngine, name: str) -> None:
-        super().__init__(engine, name)
-        self.label = "cpu"
+        super().__init__(engine, name, engine.invocations)
+        self.labels = ["cpu"]
 
     def make(self, loaded: Loaded) -> Runner:
         return on_cpu(loaded)
@@ -228,7 +232,7 @@ class TpuDevice(Device):
     """An Edge TPU."""
 
     def __init__(self, engine: TensorEngine, tpu: TpuShare, report: Report) -> None:
-        super().__init__(engine, tpu.id)
+        super().__init__(engine, tpu.id, engine.invocations)
         self._tpu, self._report = tpu, report
         kinds = ROLES[tpu.role]
         self.share = tpu.share
@@ -237,23 +241,29 @@ class TpuDevice(Device):
         )
         self.reserve = tpu.role is TpuRole.RESERVE
         self.memory_bytes = 8 << 20
-        self._runtime: Runtime | None = None
-        self._found: Found | None = None
+        self.runtime: Runtime | None = None
+        self.found: Found | None = None
 
     def open(self) -> None:
         """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
         self._report(self.name, TpuStep.OPENING)
         tpu = self._tpu
-        self._runtime = self.engine.runtime(tpu)
-        self._found = edgetpu.look(self._runtime, tpu.bus, tpu.node, tpu.id)
-        first = next(iter(self.engine.models.values()))
-        self._runners[first.model.name] = self.make(first)
+        self.runtime = self.engine.runtime(tpu)
+        self.found = edgetpu.look(self.runtime, tpu.bus, tpu.node, tpu.id)
+        for loaded in self.engine.models.values():
+            if loaded.model.compiled:
+                self._runners[loaded.model.name] = self.make(loaded)
+                break
         self._report(self.name, TpuStep.OPEN)
 
     def make(self, loaded: Loaded) -> Runner:
-        assert self._runtime is not None
-        assert self._found is not None
-        return on_tpu(loaded, self._runtime, self._found)
+        return self.interpreter(loaded.model.compiled)
+
+    def interpreter(self, compiled: str) -> Runner:
+        """One of a compiled file. It is open."""
+        assert self.runtime is not None
+        assert self.found is not None
+        return on_tpu(compiled, self.runtime, self.found)
 
     def failed(self, error: Exception) -> None:
         step = TpuStep.UNUSABLE if isinstance(error, LibraryUnusable) else TpuStep.FAILED
@@ -261,14 +271,52 @@ class TpuDevice(Device):
         self._report(self.name, step, str(error)[:1024])
 
 
+class PipelineDevice(Device):
+    """Several TPUs that run one model, which was cut into as many segments. Each goes on with models of its own in between."""
+
+    def __init__(self, engine: TensorEngine, loaded: Loaded, tpus: Sequence[TpuDevice]) -> None:
+        name = f"pipeline of {loaded.model.name}"
+        super().__init__(engine, name, engine.pool_of(loaded.model.name))
+        self.tpus = tpus
+        self.labels = [tpu.name for tpu in tpus]
+        self._pipeline: Pipeline | None = None
+
+    def make(self, loaded: Loaded) -> Pipeline:
+        stages = []
+        for number, (segment, tpu) in enumerate(zip(loaded.model.segments, self.tpus, strict=True)):
+            try:
+                stages.append(tpu.interpreter(segment))
+            except EdgeTpuFailed as error:
+                raise StageFailed(number, error) from error
+        self._pipeline = Pipeline(stages)
+        return self._pipeline
+
+    def failed(self, error: Exception) -> None:
+        if isinstance(error.__cause__, StageFailed):
+            tpu = self.tpus[error.__cause__.stage]
+            self.engine.lost(tpu)
+            tpu.failed(error)
+
+    def stuck(self) -> tuple[float, str]:
+        since = self._pipeline.since if self._pipeline else []
+        running = [(each, tpu.name) for each, tpu in zip(since, self.tpus, strict=False) if each]
+        return min(running, default=(0.0, self.name))
+
+
 class TensorEngine:
     """The models and devices of one worker."""
 
-    def __init__(self, models: Mapping[str, Loaded], report: Report) -> None:
+    def __init__(self, models: Mapping[str, Loaded], report: Report, *, on_tpus: bool = True) -> None:
+        """`on_tpus`: of models that were cut, the segments run, each on a TPU; else the twin."""
         self.models = models
         self._report = report
         self.lock = threading.RLock()
-        self.invocations = Invocations({name: each.model.size_bytes for name, each in models.items()})
+        cut = {name for name, each in models.items() if on_tpus and each.model.segments}
+        self._pools = {name: Invocations({name: models[name].model.size_bytes}) for name in sorted(cut)}
+        #: For all models that run on one device.
+        self.invocations = Invocations(
+            {name: each.model.size_bytes for name, each in models.items() if name not in cut}
+        )
         self.steps = 0
         self._devices: dict[str, Device] = {}
         self._waiting = 0
@@ -287,7 +335,7 @@ class TensorEngine:
         wanted = {tpu.id: tpu for tpu in tpus}
         with self.lock:
             for name in list(self._devices):
-                if name not in wanted:
+                if name not in wanted and isinstance(self._devices.get(name), TpuDevice):
                     self._close(name)
             new = []
             for name, tpu in wanted.items():
@@ -296,8 +344,8 @@ class TensorEngine:
                     new.append(TpuDevice(self, tpu, self._report))
                 elif device.share != tpu.share:
                     device.share = tpu.share
-                    if name in self.invocations.devices:
-                        self.invocations.set_share(name, tpu.share)
+                    if name in device.pool.devices:
+                        device.pool.set_share(name, tpu.share)
                         device.wake.notify()
         for device in new:
             self._start(device)
@@ -308,9 +356,9 @@ class TensorEngine:
             if isinstance(self._runtime, LibraryUnusable):
                 raise self._runtime
             if self._runtime is None:
-                first = next(iter(self.models.values()))
+                first = next(iter(self.models.values())).model
                 try:
-                    edgetpu.probe(tpu.bus, tpu.node, tpu.id, Path(first.model.compiled))
+                    edgetpu.probe(tpu.bus, tpu.node, tpu.id, Path(first.compiled or first.segments[0]))
                     self._runtime = edgetpu.runtime()
                 except LibraryUnusable as error:
                     self._runtime = error
@@ -322,7 +370,7 @@ class TensorEngine:
         with self.lock:
             if device.closed:
                 return False
-            device.work = self.invocations.add(
+            device.work = device.pool.add(
                 device.name,
                 time.monotonic(),
                 share=device.share,
@@ -330,31 +378,34 @@ class TensorEngine:
                 reserve=device.reserve,
                 memory_bytes=device.memory_bytes,
             )
+            self._form_pipelines()
             return True
+
+    def pool_of(self, model: str) -> Invocations:
+        """What a model waits in."""
+        return self._pools.get(model, self.invocations)
 
     def lost(self, device: Device, error: InferenceError | None = None) -> None:
         """A device failed: what it ran is begun elsewhere. It stays known, closed, until it is not wanted any more."""
         with self.lock:
             if not device.closed:
                 device.closed = True
-                self._leave(device.name, error)
+                self._leave(device, error)
 
     def rest_s(self, device: Device) -> float | None:
         """How long a device that has no work rests; None: until it is woken. Under the lock."""
-        known = self.invocations.devices.get(device.name)
+        known = device.pool.devices.get(device.name)
         rest = known.rest_until - time.monotonic() if known else 0.0
         return rest if rest > 0 else None
 
     @property
     def open_devices(self) -> list[str]:
         """Those that take work."""
-        return list(self.invocations.devices)
+        return [name for pool in (self.invocations, *self._pools.values()) for name in pool.devices]
 
     def stuck(self) -> tuple[str, float]:
         """The device whose invoke has not returned for longest, and for how many seconds."""
-        running = [
-            (since, each.name) for each in list(self._devices.values()) if (since := each.invoking_since)
-        ]
+        running = [found for each in list(self._devices.values()) if (found := each.stuck())[0]]
         if not running:
             return "", 0.0
         since, name = min(running)
@@ -380,9 +431,10 @@ class TensorEngine:
             request.fail(BadInput("expected either texts or tensors"))
             return None
         with self.lock:
-            devices = len(self.invocations.devices)
+            pool = self.pool_of(message.model)
+            devices = len(pool.devices)
             if not devices:
-                request.fail(NoDevice("no TPU of this worker is open"))
+                request.fail(NoDevice(f"no TPU of this worker is open for {message.model}"))
                 return None
             if self._waiting + request.count > WAITING_LIMIT:
                 answer(
@@ -396,7 +448,7 @@ class TensorEngine:
             self._waiting += request.count
             for part in pieces(request.count, devices):
                 work = Work(message.model, message.account, message.priority, Piece(request, part))
-                self._hand(self.invocations.submit(work, time.monotonic()), work)
+                self._hand(pool.submit(work, time.monotonic()), work)
         return request
 
     def withdraw(self, requests: Iterable[Request]) -> None:
@@ -405,8 +457,9 @@ class TensorEngine:
         with self.lock:
             for request in gone:
                 request.over = True
-            for work in self.invocations.withdraw(lambda work: work.payload.request in gone):
-                self._waiting -= len(work.payload.part)
+            for pool in (self.invocations, *self._pools.values()):
+                for work in pool.withdraw(lambda work: work.payload.request in gone):
+                    self._waiting -= len(work.payload.part)
 
     def finished(
         self, device: Device, work: Work, done: tuple[list[bytes], int] | InferenceError | None
@@ -416,42 +469,64 @@ class TensorEngine:
             if device.closed:
                 return  # what it did is being done again elsewhere
             if work.payload is not None:
-                self._settle(work, done, device.label)
-            device.work = self.invocations.done(device.name, time.monotonic())
+                self._settle(work, done, device.labels)
+            device.work = device.pool.done(device.name, time.monotonic())
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _settle(self, work: Work, done: tuple[list[bytes], int] | InferenceError | None, label: str) -> None:
+    def _settle(
+        self, work: Work, done: tuple[list[bytes], int] | InferenceError | None, labels: Sequence[str]
+    ) -> None:
         piece: Piece = work.payload
         self._waiting -= len(piece.part)
         if isinstance(done, InferenceError):
             piece.request.fail(done)
         elif done is not None:
-            piece.request.filled(piece.part, *done, label)
+            piece.request.filled(piece.part, *done, labels)
 
     def _start(self, device: Device) -> None:
         with self.lock:
             self._devices[device.name] = device
         device.start()
 
+    def _form_pipelines(self) -> None:
+        """Cut models that have no pipeline get one, as soon as there are as many TPUs as segments."""
+        tpus = [each for each in self._devices.values() if isinstance(each, TpuDevice) and not each.closed]
+        ready = [each for each in tpus if each.name in self.invocations.devices]
+        for name in self._pools:
+            loaded = self.models[name]
+            count = len(loaded.model.segments)
+            if f"pipeline of {name}" not in self._devices and len(ready) >= count:
+                # The last ones: work that any TPU does begins with the first.
+                self._start(PipelineDevice(self, loaded, ready[-count:]))
+
     def _close(self, name: str) -> None:
         device = self._devices.pop(name)
         if not device.closed:
             device.closed = True
             device.wake.notify()
-            self._leave(name, None)
-            self._report(name, TpuStep.CLOSED)
+            self._leave(device, None)
+            if isinstance(device, TpuDevice):
+                self._report(name, TpuStep.CLOSED)
 
-    def _leave(self, name: str, error: InferenceError | None) -> None:
-        """A device takes no more work; what it had goes to another, unless it has made too many fail."""
-        work = self.invocations.remove(name)
+    def _leave(self, device: Device, error: InferenceError | None) -> None:
+        """A device takes no more work, nor does a pipeline that it is part of; what they had goes to others, unless it has made
+        too many fail."""
+        work = device.pool.remove(device.name)
+        if isinstance(device, PipelineDevice):
+            self._devices.pop(device.name, None)
+        for other in list(self._devices.values()):
+            if isinstance(other, PipelineDevice) and device in other.tpus:
+                self._close(other.name)
         if work is not None and error is not None and work.tries >= TRIES_LIMIT:
-            self._settle(work, error, "")
+            self._settle(work, error, ())
         elif work is not None:
-            self._hand(self.invocations.submit(work, time.monotonic()), work)
-        if not self.invocations.devices:
-            for each in self.invocations.drain():
-                self._settle(each, NoDevice("the last TPU of this worker is gone"), "")
+            self._hand(device.pool.submit(work, time.monotonic()), work)
+        self._form_pipelines()
+        if not device.pool.devices:
+            # A pipeline that is about to be formed is not there yet; another worker is.
+            for each in device.pool.drain():
+                self._settle(each, NoDevice("the last TPU of this worker is gone"), ())
 
     def _hand(self, name: str | None, work: Work) -> None:
         if name is not None:

@@ -18,7 +18,7 @@ from . import models
 from .edgetpu import Found, Runtime
 from .errors import BadInput, EngineFailed, InferenceError, ModelRefused, TextTooLong, TfliteBroken
 from .text_models import EmbeddingModel, EmotionModel, text_model
-from .tflite import Tflite, read_tflite
+from .tflite import Tensor, Tflite, read_tflite
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -33,19 +33,24 @@ def check_pair(model: TensorModel) -> Tflite:
             f"{model.name} is compiled for Edge TPUs, and its file for the CPU is missing: put the .tflite file that "
             "edgetpu_compiler was given beside it, under the same name without _edgetpu"
         )
-    if model.compiled:
-        compiled = _read(Path(model.compiled), model.name)
-        if not compiled.compiled:
+    for name in [model.compiled] if model.compiled else model.segments:
+        if not _read(Path(name), model.name).compiled:
             raise ModelRefused(
-                f"{Path(model.compiled).name} has nothing that runs on an Edge TPU: compile it again (make models-tpu)"
+                f"{Path(name).name} has nothing that runs on an Edge TPU: compile it again (make models-tpu)"
             )
-        ends = [[(each.shape, each.type) for each in file] for file in (compiled.inputs, compiled.outputs)]
-        if ends != [[(each.shape, each.type) for each in file] for file in (twin.inputs, twin.outputs)]:
+    if model.on_tpus:
+        files = [_read(Path(name), model.name) for name in model.segments or [model.compiled]]
+        ends = [_ends(twin.inputs), *(_ends(file.outputs) for file in files)]
+        if ends != [*(_ends(file.inputs) for file in files), _ends(twin.outputs)]:
+            first = Path(model.compiled or model.segments[0]).name
             raise ModelRefused(
-                f"{Path(model.compiled).name} was not made from {Path(model.twin).name}: compile it again "
-                "(make models-tpu)"
+                f"{first} was not made from {Path(model.twin).name}: compile it again (make models-tpu)"
             )
     return twin
+
+
+def _ends(tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], str]]:
+    return [(tensor.shape, tensor.type) for tensor in tensors]
 
 
 def _read(path: Path, name: str) -> Tflite:
@@ -80,10 +85,6 @@ class Loaded:
             self._why = f"{model.name} takes tensors, no texts: {error}"
         # The features remember words they have seen: one thread at a time.
         self._lock = threading.Lock()
-
-    @property
-    def on_tpu(self) -> bool:
-        return bool(self.model.compiled)
 
     def rows_of_texts(self, texts: Sequence[str]) -> Rows:
         """int8 (n, width). BadInput for a text that is too long, or a model that takes none."""
@@ -125,11 +126,11 @@ class Loaded:
 class Runner:
     """A model on one device: rows in, rows out. Of one thread."""
 
-    def __init__(self, loaded: Loaded, interpreter: Any, *, batches: bool) -> None:
+    def __init__(self, interpreter: Any, *, batches: bool) -> None:
         """`batches`: it may run several rows at once; a TPU's shapes are fixed."""
         self._interpreter, self._batches = interpreter, batches
-        self._shape = loaded.shape
-        self._input = int(interpreter.get_input_details()[0]["index"])
+        source = interpreter.get_input_details()[0]
+        self._input, self._shape = int(source["index"]), tuple(source["shape"])
         output = interpreter.get_output_details()[0]
         self._output = int(output["index"])
         scale, zero_point = output["quantization"]
@@ -164,12 +165,12 @@ def on_cpu(loaded: Loaded) -> Runner:
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise EngineFailed(f"{loaded.model.name}: {str(error)[:500]}") from error
-    return Runner(loaded, interpreter, batches=loaded.shape[:1] == (1,))
+    return Runner(interpreter, batches=loaded.shape[:1] == (1,))
 
 
-def on_tpu(loaded: Loaded, runtime: Runtime, tpu: Found) -> Runner:
-    """The compiled file on a TPU. EdgeTpuFailed."""
-    return Runner(loaded, runtime.interpreter(tpu, Path(loaded.model.compiled)), batches=False)
+def on_tpu(compiled: str, runtime: Runtime, tpu: Found) -> Runner:
+    """A compiled file on a TPU. EdgeTpuFailed."""
+    return Runner(runtime.interpreter(tpu, Path(compiled)), batches=False)
 
 
 def load(wanted: Sequence[TensorModel]) -> tuple[dict[str, Loaded], dict[str, str]]:

@@ -67,7 +67,7 @@ class TensorWorker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._requests: set[tuple[Connection[Message], str]] = set()
-        self._engine = TensorEngine(models, self._report)
+        self._engine = TensorEngine(models, self._report, on_tpus=spec.kind == "tpu")
 
     async def run(self, listener: socket.socket) -> None:
         """Serves until `stop`, then lets what runs end, for at most DRAIN_S."""

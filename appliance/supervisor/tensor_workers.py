@@ -8,6 +8,7 @@ it ended is served by another or by it.
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from appliance.paths import Paths
 from appliance.scheduling.groups import group
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.wire.messages import (
+    TPUS_LIMIT,
     TensorModel,
     Tpu,
     TpuReport,
@@ -111,8 +113,8 @@ class TensorWorkers:
             return
         self._tpus = {tpu.id: tpu for tpu in tpus}
         known = self._models()
-        compiled = [model for model in known if model.compiled]
-        missing = [model.name for model in known if not model.compiled] if tpus else []
+        compiled = [model for model in known if model.on_tpus]
+        missing = [model.name for model in known if not model.on_tpus] if tpus else []
         self._repairs.only(
             Kind.MODELS_NOT_COMPILED,
             [(name, f"{name} is not compiled for Edge TPUs: it runs on the CPU") for name in missing],
@@ -239,7 +241,7 @@ class TensorWorkers:
         found = []
         for model in known.values():
             if model.entry.kind in KINDS:
-                compiled = compiled_path(model.path)
+                compiled, segments = compiled_files(model.path)
                 found.append(
                     TensorModel(
                         name=model.name,
@@ -247,14 +249,15 @@ class TensorWorkers:
                         twin=str(model.path),
                         sha256=model.entry.sha256,
                         size_bytes=model.entry.size_bytes,
-                        compiled=str(compiled) if compiled.exists() else "",
+                        compiled=compiled,
+                        segments=segments,
                     )
                 )
         return found
 
     def _plan(self, worker: str, kind: str) -> WorkerSpec:
         """What a worker is told, as the library is now."""
-        mine = [model for model in self._models() if kind == "cpu" or model.compiled]
+        mine = [model for model in self._models() if kind == "cpu" or model.on_tpus]
         return WorkerSpec(
             name=worker,
             kind=kind,
@@ -270,6 +273,18 @@ class TensorWorkers:
         )
 
 
-def compiled_path(twin: Path) -> Path:
-    """Where edgetpu_compiler puts what it makes of a file."""
-    return twin.with_name(f"{twin.stem}_edgetpu.tflite")
+def compiled_files(twin: Path) -> tuple[str, list[str]]:
+    """What edgetpu_compiler has made of a file, in the names that it gives: one file, else all segments of one that was cut."""
+    whole = twin.with_name(f"{twin.stem}_edgetpu.tflite")
+    if whole.exists():
+        return str(whole), []
+    for last in sorted(twin.parent.glob(f"{glob.escape(twin.stem)}_segment_0_of_*_edgetpu.tflite")):
+        count = last.name.removesuffix("_edgetpu.tflite").rpartition("_")[2]
+        if count.isdecimal() and 1 < int(count) <= TPUS_LIMIT:
+            names = [
+                f"{twin.stem}_segment_{number}_of_{count}_edgetpu.tflite" for number in range(int(count))
+            ]
+            segments = [twin.with_name(name) for name in names]
+            if all(segment.exists() for segment in segments):
+                return "", [str(segment) for segment in segments]
+    return "", []

@@ -531,8 +531,9 @@ class Invoked(Message, frozen=True, kw_only=True):
 
 
 class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that TPU workers and the CPU's run. `twin` is the file that runs anywhere, `compiled` what edgetpu_compiler
-    made of it, empty when nobody has; `kind` says what its outputs mean."""
+    """A model that TPU workers and the CPU's run. `twin` is the file that runs anywhere, `compiled` what edgetpu_compiler made of
+    it, empty when nobody has; of a model that is cut, `segments` are the files for one TPU each, in order, and `compiled` is
+    empty. `kind` says what its outputs mean."""
 
     name: str
     kind: str
@@ -540,6 +541,12 @@ class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     size_bytes: int
     compiled: str = ""
+    segments: Annotated[list[str], Meta(max_length=TPUS_LIMIT)] = []
+
+    @property
+    def on_tpus(self) -> bool:
+        """Whether somebody has compiled it."""
+        return bool(self.compiled or self.segments)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

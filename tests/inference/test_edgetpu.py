@@ -51,7 +51,10 @@ def test_a_tpu_gives_what_the_twin_gives(stand_in: StandIn, library: LibEdgeTpu,
     assert not refused
     model = loaded["m"]
     rows = np.random.default_rng(3).integers(-128, 128, (50, model.input_bytes), dtype=np.int8)
-    runners = [on_cpu(model), *(on_tpu(model, library, Found(fake.bus, fake.path)) for fake in FAKES[:3])]
+    runners = [
+        on_cpu(model),
+        *(on_tpu(model.model.compiled, library, Found(fake.bus, fake.path)) for fake in FAKES[:3]),
+    ]
     outputs = [runner.run(rows, lambda: None) for runner in runners]
     assert all((each == outputs[0]).all() for each in outputs)
     assert outputs[0].std() > 1
@@ -64,7 +67,9 @@ def test_opening_holds_nobody_up(stand_in: StandIn, library: LibEdgeTpu, tmp_pat
     model = load([write_model(tmp_path)])[0]["m"]
     opened: list[Runner] = []
     thread = threading.Thread(
-        target=lambda: opened.append(on_tpu(model, library, Found(FAKES[0].bus, FAKES[0].path)))
+        target=lambda: opened.append(
+            on_tpu(model.model.compiled, library, Found(FAKES[0].bus, FAKES[0].path))
+        )
     )
     thread.start()
     rounds = 0
@@ -155,7 +160,7 @@ def test_googles_pycoral_is_used(
     assert isinstance(found, PyCoral)
     model = load([write_model(tmp_path)])[0]["m"]
     for fake in FAKES * 2:
-        on_tpu(model, found, look(found, fake.bus, fake.node, fake.id))
+        on_tpu(model.model.compiled, found, look(found, fake.bus, fake.node, fake.id))
     assert google.opened == [fake.path for fake in FAKES * 2]
     with pytest.raises(EdgeTpuGone):
         found.interpreter(Found(TpuBus.PCIE, "/dev/apex_99"), Path(model.model.compiled))

@@ -6,6 +6,7 @@ import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_roles_decide_what_is_loaded_first(engine: Engine, stand_in: StandIn) ->
     ],
     ids=str,
 )
-def test_what_is_refused(engine: Engine, inputs: dict[str, list[bytes]], why: str) -> None:
+def test_what_is_refused(engine: Engine, inputs: dict[str, Any], why: str) -> None:
     assert engine.cpu().refused(**inputs).startswith(f"bad_input: {why}")
     assert engine.ask(tensors=TENSORS[:1]).ran_on == ["cpu"]  # nobody was harmed
 
