@@ -77,12 +77,13 @@ def fully_connected(
     return _packed(model)
 
 
-def compiled(twin: bytes, *, name: str = "twin") -> bytes:
-    """What the stand-in runs in place of `twin`, a chain of fully connected layers and reshapes."""
+def compiled(twin: bytes, *, name: str = "twin", part: slice = slice(None)) -> bytes:
+    """What the stand-in runs in place of `twin`, a chain of fully connected layers and reshapes, or of `part` of the chain."""
     source = schema.ModelT.InitFromObj(schema.Model.GetRootAs(twin))
     graph = source.subgraphs[0]
+    operators = graph.operators[part]
     layers = []
-    for operator in graph.operators:
+    for operator in operators:
         code = source.operatorCodes[operator.opcodeIndex]
         builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
         if builtin == schema.BuiltinOperator.RESHAPE:
@@ -101,7 +102,7 @@ def compiled(twin: bytes, *, name: str = "twin") -> bytes:
     )
     code.customCode = CUSTOM_OP
     ends = []
-    for index in (graph.inputs[0], graph.outputs[0]):
+    for index in (operators[0].inputs[0], operators[-1].outputs[0]):
         tensor = graph.tensors[index]
         quantization = tensor.quantization
         ends.append(

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from appliance.wire.messages import TensorModel, TpuBus, TpuRole, TpuShare
 
 from . import models
@@ -112,6 +114,16 @@ def write_model(
         size_bytes=len(content),
         compiled=str(other) if compiled else "",
     )
+
+
+def write_cut_model(folder: Path, segments: int, name: str = "cut") -> TensorModel:
+    """A model of as many layers as segments, and a compiled file for each."""
+    content = models.fully_connected((64, *[48] * (segments - 1), 16), seed=9)
+    whole = write_model(folder, name, content=content, compiled=False)
+    files = [folder / f"{name}_segment_{number}_of_{segments}_edgetpu.tflite" for number in range(segments)]
+    for number, file in enumerate(files):
+        file.write_bytes(models.compiled(content, name=name, part=slice(number, number + 1)))
+    return msgspec.structs.replace(whole, segments=[str(file) for file in files])
 
 
 def add_text_models(folder: Path, *, compiled: bool = True, **sizes: int) -> dict[str, TensorModel]:
