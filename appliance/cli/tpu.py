@@ -6,6 +6,8 @@ import argparse
 import asyncio
 from typing import Any
 
+import msgspec
+
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
 from appliance.wire.messages import (
@@ -47,7 +49,9 @@ def add_parser(commands: Any) -> None:
     showing = actions.add_parser("show", help="show one", description="Shows all that is known of one TPU.")
     showing.set_defaults(run=run_show)
     watching = actions.add_parser(
-        "watch", help="show what changes", description="Prints a line whenever a TPU changes, until Ctrl-C."
+        "watch",
+        help="show what changes",
+        description="Prints a line whenever a TPU changes, until Ctrl-C; with --json, one object a line.",
     )
     watching.set_defaults(run=run_watch)
     for each in (listing, showing, watching):
@@ -157,10 +161,7 @@ async def _watch(paths: Paths, *, as_json: bool) -> None:
             while True:
                 match await connection.receive():
                     case TpuChanged(tpu=tpu):
-                        if as_json:
-                            print_json(tpu)
-                        else:
-                            print(line(tpu), flush=True)
+                        print(msgspec.json.encode(tpu).decode() if as_json else line(tpu), flush=True)
                     case EventsLost(count=count) if not as_json:
                         print(f"({count} changes were too fast to be told)", flush=True)
     except Disconnected as error:

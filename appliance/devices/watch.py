@@ -33,11 +33,8 @@ UDEV_CONTROL = "run/udev/control"
 #: Events that are taken before others get their turn.
 BATCH = 64
 
-#: A removed device's folder may still be there when its event comes: it is looked at again after this.
+#: When a PCIe TPU went away, its folder may still be there, or only its driver went: looked at again after this.
 SECOND_LOOK_S = 0.5
-
-#: Stands for the whole bus among the places to look at again.
-PCIE = "pcie"
 
 #: Temperatures, permissions of those that lacked them.
 POLL_S = 2.0
@@ -47,8 +44,8 @@ FULL_LOOK_S = 5.0
 
 
 class DeviceWatch:
-    """Owns the table and the monitor. `changed(tpus)` is called with the TPUs that changed, after each batch of events; `lost` as
-    `TpuTable` says. Everything happens in the loop that runs `run`."""
+    """Owns the table and the monitor. `changed(tpus)` is called with the TPUs that changed, after each batch of events,
+    `trays_changed()` when an identity was read; `lost` as `TpuTable` says. Everything happens in the loop that runs `run`."""
 
     def __init__(
         self,
@@ -56,22 +53,25 @@ class DeviceWatch:
         *,
         user: User,
         changed: Callable[[list[Tpu]], None],
+        trays_changed: Callable[[], None] = lambda: None,
         lost: Callable[[str, str, str], None] = lambda _id, _worker, _reason: None,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
         monitor: Callable[[], Monitor] = Monitor,
         poll_s: float = POLL_S,
     ) -> None:
-        self._settings, self._changed, self._root, self._clock = settings, changed, root, clock
+        self._changed, self._trays_changed, self._root, self._clock = changed, trays_changed, root, clock
         self._new_monitor, self._poll_s = monitor, poll_s
         self._sysfs = Sysfs(root, user)
         self._layout = Layout.of(settings)
         self.table = TpuTable(self._layout, _thresholds(settings), lost=lost, clock=clock)
         self._identities: dict[str, TrayIdentity | BadTrayIdentity | None] = {}
-        self._attached: set[str] = set()  # trays that have a TPU
+        self._nodes: dict[str, str] = {}  # of each TPU, when it was looked at last
+        self._unread: dict[str, None] = {}  # trays that may be others than those that were read, oldest first
+        self._to_read = asyncio.Event()
         self._monitor: Monitor | None = None
         self._readable = asyncio.Event()
-        self._second_looks: dict[str, float] = {}
+        self._second_look: float | None = None
         self._touched = asyncio.Event()
         self.hotplug = Hotplug.POLLED
 
@@ -79,10 +79,12 @@ class DeviceWatch:
         """Looks at everything, then keeps up with it until it is cancelled."""
         self._listen()
         self._look_at_all()
+        self._read_all()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(), name="devices: events")
                 tasks.create_task(self._poll(), name="devices: temperatures")
+                tasks.create_task(self._identify(), name="devices: trays")
                 tasks.create_task(self._wait_for_time(), name="devices: time")
         finally:
             self._stop_listening()
@@ -134,14 +136,13 @@ class DeviceWatch:
             self.table.reset_ended(tpu_id)
             self._tell()
 
-    async def configure(self, settings: Devices) -> None:
+    def configure(self, settings: Devices) -> None:
         """Takes other settings over."""
-        self._settings, self._layout = settings, Layout.of(settings)
+        self._layout = Layout.of(settings)
         self.table.configure(self._layout, _thresholds(settings))
         self._identities.clear()
-        self._attached.clear()
         self._tell()
-        await self._read_identities()
+        self._read_all()
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -197,7 +198,6 @@ class DeviceWatch:
         seen = self._sysfs.usb(event.name)
         if event.action == "remove":
             self.table.removed(f"usb-{event.name}", unseen=True)
-            self._look_again(event.name)
             # A folder that still stands is the removed device's, unless its number shows that it is the next one's.
             if seen is None or not event.node or seen.node == event.node:
                 return
@@ -211,10 +211,7 @@ class DeviceWatch:
         for device in list(self.table.devices()):
             if device.there and (device.id == f"pci-{name}" or device.seen.sysfs == f"/{APEX_CLASS}/{name}"):
                 self.table.removed(device.id)
-                self._look_again(PCIE)
-
-    def _look_again(self, where: str) -> None:
-        self._second_looks[where] = self._clock() + SECOND_LOOK_S
+                self._second_look = self._clock() + SECOND_LOOK_S
 
     def _look_at_all(self) -> None:
         self.table.resync(self._sysfs.scan())
@@ -225,9 +222,7 @@ class DeviceWatch:
     async def _wait_for_time(self) -> None:
         """Wakes for the next deadline; whatever makes one wakes it sooner."""
         while True:
-            deadlines = [*self._second_looks.values()]
-            if (next_one := self.table.next_deadline()) is not None:
-                deadlines.append(next_one)
+            deadlines = [when for when in (self._second_look, self.table.next_deadline()) if when is not None]
             delay = max(0.0, min(deadlines) - self._clock()) if deadlines else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -238,12 +233,9 @@ class DeviceWatch:
     def pass_time(self) -> None:
         """Does what is due by now."""
         now = self._clock()
-        for where in [where for where, when in self._second_looks.items() if now >= when]:
-            del self._second_looks[where]
-            if where == PCIE:
-                self.table.resync_bus(TpuBus.PCIE, self._sysfs.scan_pcie())
-            elif seen := self._sysfs.usb(where):
-                self.table.see(seen)
+        if self._second_look is not None and now >= self._second_look:
+            self._second_look = None
+            self.table.resync_bus(TpuBus.PCIE, self._sysfs.scan_pcie())
         self.table.tick()
         self._publish()
 
@@ -251,7 +243,6 @@ class DeviceWatch:
         looked = self._clock()
         while True:
             await self._read_temperatures()
-            await self._read_identities()
             for device in list(self.table.devices()):
                 if device.there and device.seen.lack in (Lack.PERMISSION, Lack.NODE):
                     self._look_at_all()
@@ -284,21 +275,29 @@ class DeviceWatch:
 
     # --- trays --------------------------------------------------------------------------------------------------
 
-    async def _read_identities(self) -> None:
-        """Reads the identity of each tray that has come: it was not read yet, or had no TPU when it was looked at last."""
-        attached = {device.place.tray for device in self.table.devices() if device.there}
-        for name, plan in self._layout.trays.items():
-            if plan.identity and (
-                name not in self._identities or (name in attached and name not in self._attached)
-            ):
+    def _read_all(self) -> None:
+        self._unread = dict.fromkeys(self._layout.trays)
+        self._to_read.set()
+
+    async def _identify(self) -> None:
+        """Reads the identities of trays that have come, one after the other: a memory may take half a minute."""
+        while True:
+            await self._to_read.wait()
+            self._to_read.clear()
+            while self._unread:
+                name = next(iter(self._unread))
+                del self._unread[name]
+                if (plan := self._layout.trays.get(name)) is None or not plan.identity:
+                    continue
+                found: TrayIdentity | BadTrayIdentity | None
                 try:
-                    self._identities[name] = await asyncio.to_thread(
-                        read, self._root / plan.identity.lstrip("/")
-                    )
+                    found = await asyncio.to_thread(read, self._root / plan.identity.lstrip("/"))
                 except BadTrayIdentity as error:
                     log.warning("the identity of %s, %s, %s", name, plan.identity, error)
-                    self._identities[name] = error
-        self._attached = attached
+                    found = error
+                if self._layout.trays.get(name) is plan:
+                    self._identities[name] = found
+                    self._trays_changed()
 
     def _tray(self, name: str, slots: int) -> Tray:
         plan = self._layout.trays[name]
@@ -325,7 +324,13 @@ class DeviceWatch:
         self._publish()
 
     def _publish(self) -> None:
-        if changes := self.table.changes():
+        changes = self.table.changes()
+        for tpu in changes:
+            if tpu.node and self._nodes.get(tpu.id) != tpu.node:  # it came, and perhaps its tray with it
+                self._nodes[tpu.id] = tpu.node
+                self._unread[tpu.tray] = None
+                self._to_read.set()
+        if changes:
             self._changed(changes)
 
 

@@ -358,7 +358,7 @@ class Supervisor:
         self._settings = settings
         self._look_at(settings)
         if now.devices != before.devices:
-            await self.tpus.configure(now.devices)
+            self.tpus.configure(now.devices)
         self._leases.placement = PLACEMENTS[now.scheduler.placement]
         self._leases.queue_limit = now.scheduler.queue_limit
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s

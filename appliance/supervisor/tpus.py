@@ -47,7 +47,13 @@ class Tpus:
         self._users: list[Callable[[list[Tpu]], None]] = []
         self._losers: list[Callable[[str, str, str], None]] = []
         #: Whoever leases tells it: `opening`, `opened`, `closed`, `failed`.
-        self.watch = DeviceWatch(settings, user=_user(worker_user), changed=self._changed, lost=self._lost)
+        self.watch = DeviceWatch(
+            settings,
+            user=_user(worker_user),
+            changed=self._changed,
+            trays_changed=self._look_for_trouble,
+            lost=self._lost,
+        )
 
     async def run(self) -> None:
         """Keeps up with the devices until it is cancelled."""
@@ -87,9 +93,9 @@ class Tpus:
         self.watch.quarantine(tpu_id, OWNERS_WISH)
         return f"{tpu_id} is used no more, until 'coral-reef tpu reset {tpu_id}'"
 
-    async def configure(self, settings: Devices) -> None:
+    def configure(self, settings: Devices) -> None:
         """Takes other settings over."""
-        await self.watch.configure(settings)
+        self.watch.configure(settings)
         self._look_for_trouble()
 
     # --- inside -------------------------------------------------------------------------------------------------

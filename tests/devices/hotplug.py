@@ -73,7 +73,7 @@ class Testbed:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        self._process.stdout.readline()
+        assert self._process.stdout.readline(), "umockdev has ended: see what it said on standard error"
 
     def usb(
         self,

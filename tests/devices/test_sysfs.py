@@ -65,7 +65,7 @@ def test_what_is_none(fake: FakeSysfs, sysfs: Sysfs) -> None:
 
 @pytest.mark.parametrize("missing", ["idVendor", "idProduct", "busnum", "devnum", "uevent", "speed"])
 def test_any_attribute_may_be_missing(missing: str, fake: FakeSysfs, sysfs: Sysfs) -> None:
-    fake.usb("1-1", 3, **{missing: None})
+    (fake.usb("1-1", 3) / missing).unlink()
     seen = sysfs.usb("1-1")
     assert seen is not None
     assert (seen.node, seen.boot_loader, seen.lack) == ("/dev/bus/usb/001/003", True, None)

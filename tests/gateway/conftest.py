@@ -35,6 +35,7 @@ from appliance.wire.messages import (
     Finished,
     FinishReason,
     Generate,
+    Hotplug,
     Invoke,
     InvokeLease,
     LeaseGranted,
@@ -49,6 +50,11 @@ from appliance.wire.messages import (
     Tokens,
     ToSupervisor,
     ToWorker,
+    Tpu,
+    TpuBus,
+    TpuRole,
+    TpuState,
+    Tray,
     Usage,
 )
 from tests.waiting import ask_until
@@ -279,6 +285,21 @@ class FakeAppliance:
                     name="m", kind="text", size_bytes=1, sha256="", shipped=True, loaded_by=["text-1"]
                 )
             ],
+            tpus=[
+                Tpu(
+                    id="usb-1-1.2",
+                    bus=TpuBus.USB,
+                    state=TpuState.READY,
+                    node="/dev/bus/usb/001/007",
+                    sysfs="/sys/bus/usb/devices/1-1.2",
+                    tray="tray-1",
+                    slot=2,
+                    role=TpuRole.PERCEPTION,
+                    load_limit=1.0,
+                )
+            ],
+            trays=[Tray(name="tray-1", slots=16, persona="marina")],
+            hotplug=Hotplug.UDEV,
         )
 
 

@@ -29,6 +29,8 @@ ROUTES = {
     "/api/v1/system/status": {"get"},
     "/api/v1/system/models": {"get"},
     "/api/v1/system/repairs": {"get"},
+    "/api/v1/system/tpus": {"get"},
+    "/api/v1/system/tpus/{tpu_id}": {"get"},
     "/health": {"get"},
 }
 

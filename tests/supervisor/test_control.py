@@ -50,6 +50,8 @@ from appliance.wire.messages import (
     Subscribe,
     SystemChanged,
     Topic,
+    TpuQuarantine,
+    TpuReset,
     WorkerRestart,
 )
 from tests.waiting import look_until
@@ -251,6 +253,16 @@ async def test_loading_a_model(served: Served) -> None:
         )
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
+
+
+async def test_orders_for_tpus(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(TpuReset(request_id="r1", id="usb-1-1"))
+        assert await answer(peer) == Done(request_id="r1", detail="usb-1-1 was reset")
+        await peer.send(TpuQuarantine(request_id="r2", id="usb-9-9"))
+        assert await answer(peer) == Failure(
+            code="unknown_tpu", message="no TPU is called 'usb-9-9'", request_id="r2"
+        )
 
 
 async def test_a_lease_outlives_the_time_allowed_for_waiting(impatient: Served) -> None:
