@@ -39,7 +39,8 @@ class UnknownModel(SchedulingError):
     code = "unknown_model"
 
     def __init__(self, model: str, known: Iterable[str]) -> None:
-        super().__init__(f"no worker serves the model {model!r}; there are: {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"no worker serves the model {model!r}; there are: {names}")
 
 
 class UnknownAdapter(SchedulingError):

@@ -396,8 +396,9 @@ class Supervisor:
             self._stop.set()
 
     def _workers(self) -> list[WorkerStatus]:
+        """Those that write first."""
         found = []
-        for name, keeper in self._keepers.items():
+        for name, keeper in sorted(self._keepers.items(), key=lambda each: each[1].spec.kind != "text"):
             status = keeper.status(self.leases_of(name))
             if self._tensors.serves(name):
                 detail = status.detail or self._tensors.detail(name)

@@ -329,14 +329,8 @@ class WorkerKeeper:
         self.refused = ready.refused
         self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
         self._enter(WorkerState.READY, "")
-        log.info(
-            "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
-            name,
-            self.spec.model,
-            self.spec.slots,
-            ready.context_tokens,
-            ready.load_s,
-        )
+        window = f", {self.spec.slots} slots of {ready.context_tokens} tokens" if ready.context_tokens else ""
+        log.info("worker %s is ready: %s%s, loaded in %.2f s", name, self.spec.model, window, ready.load_s)
         self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))

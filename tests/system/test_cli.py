@@ -299,8 +299,9 @@ def test_status_as_json(appliance: Booted) -> None:
     status = json.loads(finished.stdout)
     assert status["ready"] is True
     assert status["pid"] in appliance.pids("supervisor")
-    assert [worker["state"] for worker in status["workers"]] == ["ready"]
-    assert status["workers"][0]["pid"] in appliance.pids("worker")
+    text, *_ = status["workers"]
+    assert (text["kind"], text["state"]) == ("text", "ready")
+    assert text["pid"] in appliance.pids("worker text")
 
 
 def test_models(appliance: Booted) -> None:
