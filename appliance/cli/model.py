@@ -159,7 +159,7 @@ def show_tflite(model: models.Model, head: Tflite) -> None:
             *(("input", _tensor(each)) for each in head.inputs),
             *(("output", _tensor(each)) for each in head.outputs),
             ("operations", ", ".join(f"{number} {name}" for name, number in counted.items())),
-            ("parameters", "in the compiled part" if head.compiled else f"{head.parameters}"),
+            ("parameters", "in the compiled part" if head.compiled else count(head.parameters)),
             ("compiled from", model.entry.twin),
             *on_disk(model),
         ]

@@ -112,14 +112,14 @@ def warm_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def save(path: Path, network: Network, features: Features, samples: Sequence[str]) -> None:
-    """What `export` needs: the layers, the features with their word weights, and vectors to measure ranges with."""
+    """What `export` needs: the layers, the features with their word weights, and vectors of `samples` to measure ranges with."""
     np.savez(
         path,
         first=network.first.detach().numpy().T,
         first_bias=network.first_bias.detach().numpy(),
         second=network.second.detach().numpy(),
         second_bias=network.second_bias.detach().numpy(),
-        samples=features.prepare(samples[:SAMPLES]),
+        samples=features.prepare(samples),
         spec=np.frombuffer(msgspec.json.encode(features.spec), np.uint8),
         word_weights=features.word_weights,
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from appliance.inference.features import Features, FeatureSpec
-from appliance.inference.making.student import Bags, Network, save, warm_cosine, word_weights
+from appliance.inference.making.student import SAMPLES, Bags, Network, save, warm_cosine, word_weights
 
 from . import corpus, evaluate
 from .teacher import DIMENSIONS, Teacher
@@ -74,13 +74,15 @@ class Lesson:
         return self.bags[variant].pick(rows), self.target[torch.from_numpy(rows)].float()
 
 
-def lesson(texts: list[str], teacher: Teacher, features: Features, plan: Plan) -> Lesson:
-    """The texts whole and with words missing."""
+def lesson(portions: list[list[str]], teacher: Teacher, features: Features, plan: Plan) -> Lesson:
+    """The texts of all portions, whole and with words missing."""
+    texts = [text for portion in portions for text in portion]
+    vectors = np.concatenate([teacher.embed(portion) for portion in portions])
     rng = random.Random(plan.seed)
     some = [
         torn(text, rng, plan.torn_words) if rng.random() < 2 * plan.torn_share else text for text in texts
     ]
-    return Lesson([Bags(features, texts), Bags(features, some)], torch.from_numpy(teacher.embed(texts)))
+    return Lesson([Bags(features, texts), Bags(features, some)], torch.from_numpy(vectors))
 
 
 def train(network: Network, lines: Lesson, texts: Lesson, others: Lesson, plan: Plan) -> None:
@@ -134,19 +136,20 @@ def run(work: Path, plan: Plan, threads: int) -> None:
     documentation = [text for source, text in corpus.documentation() if corpus.part_of(source) == "train"]
     lines, texts = [pair.line for pair in pairs], [pair.text for pair in pairs]
     others = [
-        *(pair.line for pair in manuals),
-        *(pair.text for pair in manuals),
-        *documentation,
-        *corpus.our_lines(),
-        *teacher.common_words(plan.words),
+        [pair.line for pair in manuals],
+        [pair.text for pair in manuals],
+        documentation,
+        corpus.our_lines(),
+        teacher.common_words(plan.words),
     ]
-    print(f"{len(pairs)} packages, {len(manuals)} manuals, {len(others)} other texts", flush=True)
-    features = Features(SPEC, word_weights([*lines, *texts, *others]))
+    print(f"{len(pairs)} packages, {sum(map(len, others))} other texts", flush=True)
+    everything = [text for portion in (lines, texts, *others) for text in portion]
+    features = Features(SPEC, word_weights(everything))
     torch.manual_seed(plan.seed)
     network = Network(SPEC.width, plan.hidden, DIMENSIONS)
-    lessons = [lesson(some, teacher, features, plan) for some in (lines, texts, others)]
+    lessons = [lesson(some, teacher, features, plan) for some in ([lines], [texts], others)]
     train(network, lessons[0], lessons[1], lessons[2], plan)
-    samples = random.Random(plan.seed).sample([*lines, *texts, *others], 2_000)
+    samples = random.Random(plan.seed).sample(everything, SAMPLES)
     save(work / "embedding.npz", network, features, samples)
     measure(work, teacher)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from appliance.inference.features import Features, FeatureSpec
 from appliance.inference.making.embedding import corpus as descriptions
 from appliance.inference.making.embedding.teacher import DIMENSIONS, Teacher
-from appliance.inference.making.student import Bags, Network, save, warm_cosine, word_weights
+from appliance.inference.making.student import SAMPLES, Bags, Network, save, warm_cosine, word_weights
 
 from . import corpus
 from .corpus import LABELS, Example
@@ -45,9 +45,9 @@ class Plan:
 
     hidden: int = 192
     filled: int = 14_000
-    words: int = 6_000
+    words: int = 3_000
     lines: int = 4_000
-    mixed: int = 8_000
+    mixed: int = 3_000
     steps: int = 2_500
     batch: int = 256
     warmup: int = 100
@@ -107,21 +107,23 @@ def classifier(vectors: Tensor, examples: Sequence[Example], seed: int) -> Class
     return net.eval()
 
 
-def pool(teacher: Teacher, ours: Sequence[Example], work: Path, plan: Plan) -> list[str]:
-    """Words and sentences that nobody labelled."""
+def pool(teacher: Teacher, ours: Sequence[Example], work: Path, plan: Plan) -> tuple[list[str], Tensor]:
+    """Words and sentences that nobody labelled, with the teacher's vectors."""
     rng = random.Random(plan.seed)
     said = [example.text for example in ours]
     mixed = [f"{rng.choice(said)}, {rng.choice(said)}" for _ in range(plan.mixed)]
     some_words = teacher.common_words(plan.words)
     pairs = descriptions.available(work)
     lines = [pair.line for pair in pairs if descriptions.part_of(pair.source) == "train"]
-    return [
-        *descriptions.our_lines(),
-        *some_words,
-        *(f"i feel {word}" for word in some_words),
-        *rng.sample(lines, plan.lines),
-        *mixed,
-    ]
+    # Asked in the same portions as for the embedding, which the teacher remembers.
+    chosen = rng.sample(range(len(lines)), plan.lines)
+    portions = [descriptions.our_lines(), some_words, [f"i feel {word}" for word in some_words], mixed]
+    vectors = [teacher.embed(portion) for portion in portions]
+    texts = [text for portion in portions for text in portion]
+    return (
+        [*texts, *(lines[each] for each in chosen)],
+        torch.from_numpy(np.concatenate([*vectors, teacher.embed(lines)[chosen]])).float(),
+    )
 
 
 class Student(nn.Module):
@@ -148,8 +150,7 @@ def train(work: Path, plan: Plan, threads: int) -> None:
     labelled = [*ours, *questions]
     vectors = torch.from_numpy(teacher.embed([example.text for example in labelled])).float()
     guess = classifier(vectors, labelled, plan.seed)
-    unlabelled = pool(teacher, ours, work, plan)
-    pool_vectors = torch.from_numpy(teacher.embed(unlabelled)).float()
+    unlabelled, pool_vectors = pool(teacher, ours, work, plan)
     with torch.no_grad():
         guessed = guess(pool_vectors)
     features = Features(SPEC, word_weights([*(example.text for example in labelled), *unlabelled]))
@@ -195,7 +196,7 @@ def train(work: Path, plan: Plan, threads: int) -> None:
                 f"step {step + 1}/{plan.steps}  loss {loss.item():.3f}  cosine {likeness.item():.3f}  {spent:.0f} s",
                 flush=True,
             )
-    save(work / "emotion.npz", student.network, features, [example.text for example in labelled])
+    save(work / "emotion.npz", student.network, features, [example.text for example in labelled[:SAMPLES]])
 
 
 def main() -> None:
