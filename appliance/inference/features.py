@@ -114,6 +114,16 @@ def words(text: str) -> list[bytes]:
     return [word[:WORD_LIMIT_BYTES] for word in _WORD.findall(data)]
 
 
+def weight_place(word: bytes) -> int:
+    """A word's place in the table of weights."""
+    return int(_drawn(word)[0]) % WEIGHTS
+
+
+def _drawn(word: bytes) -> NDArray[np.uint64]:
+    """Eight numbers of 64 bits for a word."""
+    return np.frombuffer(hashlib.blake2b(word, digest_size=64).digest(), "<u8")
+
+
 class _Word(NamedTuple):
     """What a word adds. `places` and `values` are its own and its n-grams', before repetition; `mark` those after a negation."""
 
@@ -126,11 +136,11 @@ class _Word(NamedTuple):
 
 
 class Features:
-    """Makes vectors as `spec` says. `weights`: how much each word counts, (WEIGHTS,) of uint8, by its hash; rare ones more."""
+    """Makes vectors as `spec` says. `word_weights`: what each word counts, (WEIGHTS,) of uint8, by its hash; rare ones more."""
 
-    def __init__(self, spec: FeatureSpec, weights: NDArray[np.uint8]) -> None:
+    def __init__(self, spec: FeatureSpec, word_weights: NDArray[np.uint8]) -> None:
         self.spec = spec
-        self._weights = weights
+        self.word_weights = word_weights
         self._known: dict[bytes, _Word] = {}
 
     def prepare(self, texts: Sequence[str]) -> NDArray[np.int8]:
@@ -180,8 +190,8 @@ class Features:
 
     def _made(self, word: bytes) -> _Word:
         spec = self.spec
-        drawn = np.frombuffer(hashlib.blake2b(word, digest_size=64).digest(), "<u8")
-        weight = int(self._weights[int(drawn[0]) % WEIGHTS])
+        drawn = _drawn(word)
+        weight = int(self.word_weights[int(drawn[0]) % WEIGHTS])
         places, signs = _placed(drawn[1 : 1 + spec.word_places], spec.words)
         values = signs * (weight * 8)
         if spec.grams:

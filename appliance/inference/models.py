@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -108,6 +108,17 @@ def shipped() -> dict[str, Model]:
 def catalogue(paths: Paths) -> dict[str, Model]:
     """All models by name. One that the owner added comes before one that ships under the same name."""
     return shipped() | _in_folder(paths.models, shipped=False)
+
+
+def compiled(known: Mapping[str, Model]) -> dict[str, Model]:
+    """Those of `known` that are compiled for Edge TPUs, by the name of their twin: the file that runs where there is no TPU, and
+    that says how texts become its input. One whose twin is not there, or has changed since, is left out."""
+    found = {}
+    for model in known.values():
+        twin = known.get(model.entry.twin)
+        if twin is not None and twin.entry.sha256 == model.entry.twin_sha256:
+            found[twin.name] = model
+    return found
 
 
 def _in_folder(folder: Path, *, shipped: bool) -> dict[str, Model]:

@@ -89,7 +89,7 @@ class EmotionModel:
         logits = (output.astype(np.float64) - zero_point) * scale
         powers = np.exp(logits[:, :-1] - logits[:, :-1].max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
-        strengths = 1 / (1 + np.exp(-logits[:, -1]))
+        strengths = 0.5 + 0.5 * np.tanh(logits[:, -1] / 2)  # the logistic function, without its overflow
         return [
             Emotion(
                 label=self.labels[int(row.argmax())],

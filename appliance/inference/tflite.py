@@ -79,6 +79,7 @@ OPERATIONS = {
     45: "STRIDED_SLICE",
     47: "EXP",
     49: "SPLIT",
+    54: "PRELU",
     55: "MAXIMUM",
     56: "ARG_MAX",
     57: "MINIMUM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class Teacher:
             some = order[start : start + PIECE]
             found[some] = self._piece([texts[number] for number in some])
         return found
+
+    def common_words(self, count: int) -> list[str]:
+        """The English words that its vocabulary has whole, the more common first, more or less."""
+        vocabulary = (get_model_path() / "vocab.txt").read_text("utf-8").splitlines()
+        return [word for word in vocabulary if re.fullmatch(r"[a-z]{4,}", word)][:count]
 
     def _piece(self, texts: list[str]) -> NDArray[np.float16]:
         key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
