@@ -119,7 +119,7 @@ class Device:
             case TpuState.LEASED if not self.there:
                 return f"being opened by {self.worker}"
             case TpuState.HOT if self.heat is Heat.SHUT_DOWN:
-                return "too hot to work"
+                return "gets no work until it is cooler"
             case TpuState.HOT:
-                return "hot: gets half of its work"
+                return "gets half of its work"
         return ""

@@ -63,9 +63,14 @@ class Testbed:
         self._process.stdout.close()
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What makes a process see the testbed instead of this machine."""
+        return {"LD_PRELOAD": PRELOAD, "UMOCKDEV_DIR": str(self.root)}
+
+    @property
     def environment(self) -> dict[str, str]:
-        """In which a process sees the testbed instead of this machine."""
-        return {**os.environ, "LD_PRELOAD": PRELOAD, "UMOCKDEV_DIR": str(self.root)}
+        """Ours, with `variables`."""
+        return {**os.environ, **self.variables}
 
     def orders(self, *orders: list[Any]) -> None:
         """Carries them out, in this order, without a pause."""
