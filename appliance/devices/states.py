@@ -42,13 +42,17 @@ class Fault(StrEnum):
 
 @dataclass
 class Device:
-    """All that is known of one TPU; times in seconds on the table's clock. `seen` is what it was last seen as, `there` whether it
-    still is. Until `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open
-    it, and it is in its boot loader all the same."""
+    """All that is known of one TPU; times in seconds on the table's clock.
+
+    `seen` is what it was last seen as, `there` whether it still is. `home` is the role of its slot, `role` what it does now. Until
+    `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open it, and it is in
+    its boot loader all the same.
+    """
 
     id: str
     place: Place
     seen: Sighting
+    home: TpuRole
     role: TpuRole
     state: TpuState = APPEARING
     since: float = 0.0

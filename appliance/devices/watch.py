@@ -78,7 +78,7 @@ class DeviceWatch:
     async def run(self) -> None:
         """Looks at everything, then keeps up with it until it is cancelled."""
         self._listen()
-        self._look_at_all()
+        self.look_at_all()
         self._read_all()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -174,7 +174,7 @@ class DeviceWatch:
             except Overflow as overflow:
                 log.warning("events of devices were lost (%s): looking at everything anew", overflow)
                 self._listen()
-                self._look_at_all()
+                self.look_at_all()
                 continue
             self._take(events)
             if len(events) == BATCH:
@@ -213,7 +213,8 @@ class DeviceWatch:
                 self.table.removed(device.id)
                 self._second_look = self._clock() + SECOND_LOOK_S
 
-    def _look_at_all(self) -> None:
+    def look_at_all(self) -> None:
+        """Makes the table what /sys shows now."""
         self.table.resync(self._sysfs.scan())
         self._tell()
 
@@ -245,7 +246,7 @@ class DeviceWatch:
             await self._read_temperatures()
             for device in list(self.table.devices()):
                 if device.there and device.seen.lack in (Lack.PERMISSION, Lack.NODE):
-                    self._look_at_all()
+                    self.look_at_all()
                     break
             if self._clock() - looked >= FULL_LOOK_S:
                 looked = self._clock()
@@ -253,7 +254,7 @@ class DeviceWatch:
                 if running != (self.hotplug is Hotplug.UDEV):  # it was started, or stopped, after us
                     self._listen()
                 if self.hotplug is Hotplug.POLLED:
-                    self._look_at_all()
+                    self.look_at_all()
             self._tell()
             await asyncio.sleep(self._poll_s)
 

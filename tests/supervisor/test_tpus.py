@@ -41,7 +41,7 @@ class Bench:
         self.tpus = Tpus(devices, self.repairs, self.events.append, worker_user=None)
 
     def look(self) -> None:
-        self.tpus.watch._look_at_all()
+        self.tpus.watch.look_at_all()
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
