@@ -44,9 +44,9 @@ class Fault(StrEnum):
 class Device:
     """All that is known of one TPU; times in seconds on the table's clock.
 
-    `seen` is what it was last seen as, `there` whether it still is. `home` is the role of its slot, `role` what it does now. Until
-    `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open it, and it is in
-    its boot loader all the same.
+    `seen` is what it was last seen as, `there` whether it still is. `home` is the role of its slot, `role` what it does now.
+    Until `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open it, and it
+    is in its boot loader all the same.
     """
 
     id: str

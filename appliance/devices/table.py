@@ -51,9 +51,13 @@ class TpuTable:
         thresholds: Thresholds,
         *,
         lost: Callable[[str, str, str], None] = lambda _id, _worker, _reason: None,
+        quarantined: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`quarantined`: TPUs that nobody may use from the start, with the reasons."""
         self._layout, self._thresholds, self._lost, self._clock = layout, thresholds, lost, clock
+        #: Why nobody may use a TPU, by id, whether it is there or not.
+        self.quarantined = dict(quarantined or {})
         self._devices: dict[str, Device] = {}
         self._told: dict[str, tuple[tuple[object, ...], float | None]] = {}
 
@@ -67,6 +71,7 @@ class TpuTable:
             place = self._place(seen.id)
             home = self._layout.role(place)
             device = Device(seen.id, place, seen, home, home, since=now, lacking_since=now)
+            device.quarantine = self.quarantined.get(seen.id, "")
             self._devices[seen.id] = device
         elif device.there and _another(device.seen, seen):
             self.removed(seen.id)
@@ -191,6 +196,8 @@ class TpuTable:
 
     def resetting(self, tpu_id: str) -> Sighting | None:
         """A reset begins; returns what to reset, None when it is not there. NoSuchTpu."""
+        if self.quarantined.pop(tpu_id, "") and tpu_id not in self._devices:
+            return None
         device = self._find(tpu_id)
         self._end_lease(device, "is reset as asked")
         now = self._clock()
@@ -300,7 +307,8 @@ class TpuTable:
             self._lost(device.id, worker, reason)
 
     def _quarantine(self, device: Device, reason: str) -> None:
-        device.quarantine, device.fault, device.own_until, device.resetting = reason, None, 0.0, False
+        self.quarantined[device.id] = device.quarantine = reason
+        device.fault, device.own_until, device.resetting = None, 0.0, False
 
     def _place(self, tpu_id: str) -> Place:
         if found := self._layout.place(tpu_id):
