@@ -13,6 +13,7 @@ from appliance.wire.errors import Disconnected, WireError
 from appliance.wire.messages import (
     EventsLost,
     Status,
+    StatusRequest,
     Subscribe,
     Topic,
     Tpu,
@@ -51,7 +52,7 @@ def add_parser(commands: Any) -> None:
     watching = actions.add_parser(
         "watch",
         help="show what changes",
-        description="Prints a line whenever a TPU changes, until Ctrl-C; with --json, one object a line.",
+        description="Prints a line for each TPU, then one whenever one changes, until Ctrl-C; with --json, an object a line.",
     )
     watching.set_defaults(run=run_watch)
     for each in (listing, showing, watching):
@@ -158,8 +159,12 @@ async def _watch(paths: Paths, *, as_json: bool) -> None:
     try:
         async with connected(paths) as connection:
             await connection.send(Subscribe(topics=[Topic.TPU]))
+            await connection.send(StatusRequest())
             while True:
                 match await connection.receive():
+                    case Status(tpus=tpus):
+                        for tpu in tpus:
+                            print(msgspec.json.encode(tpu).decode() if as_json else line(tpu), flush=True)
                     case TpuChanged(tpu=tpu):
                         print(msgspec.json.encode(tpu).decode() if as_json else line(tpu), flush=True)
                     case EventsLost(count=count) if not as_json:

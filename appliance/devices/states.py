@@ -42,13 +42,17 @@ class Fault(StrEnum):
 
 @dataclass
 class Device:
-    """All that is known of one TPU; times in seconds on the table's clock. `seen` is what it was last seen as, `there` whether it
-    still is. Until `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open
-    it, and it is in its boot loader all the same."""
+    """All that is known of one TPU; times in seconds on the table's clock.
+
+    `seen` is what it was last seen as, `there` whether it still is. `home` is the role of its slot, `role` what it does now.
+    Until `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open it, and it
+    is in its boot loader all the same.
+    """
 
     id: str
     place: Place
     seen: Sighting
+    home: TpuRole
     role: TpuRole
     state: TpuState = APPEARING
     since: float = 0.0
@@ -119,7 +123,7 @@ class Device:
             case TpuState.LEASED if not self.there:
                 return f"being opened by {self.worker}"
             case TpuState.HOT if self.heat is Heat.SHUT_DOWN:
-                return "too hot to work"
+                return "gets no work until it is cooler"
             case TpuState.HOT:
-                return "hot: gets half of its work"
+                return "gets half of its work"
         return ""

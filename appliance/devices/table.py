@@ -7,8 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
-
 from appliance.wire.messages import Tpu, TpuBus, TpuState
 
 from .errors import NoSuchTpu, TpuNotUsable
@@ -53,11 +51,15 @@ class TpuTable:
         thresholds: Thresholds,
         *,
         lost: Callable[[str, str, str], None] = lambda _id, _worker, _reason: None,
+        quarantined: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`quarantined`: TPUs that nobody may use from the start, with the reasons."""
         self._layout, self._thresholds, self._lost, self._clock = layout, thresholds, lost, clock
+        #: Why nobody may use a TPU, by id, whether it is there or not.
+        self.quarantined = dict(quarantined or {})
         self._devices: dict[str, Device] = {}
-        self._told: dict[str, Tpu] = {}
+        self._told: dict[str, tuple[tuple[object, ...], float | None]] = {}
 
     # --- what was seen ------------------------------------------------------------------------------------------
 
@@ -67,7 +69,9 @@ class TpuTable:
         device = self._devices.get(seen.id)
         if device is None:
             place = self._place(seen.id)
-            device = Device(seen.id, place, seen, self._layout.role(place), since=now, lacking_since=now)
+            home = self._layout.role(place)
+            device = Device(seen.id, place, seen, home, home, since=now, lacking_since=now)
+            device.quarantine = self.quarantined.get(seen.id, "")
             self._devices[seen.id] = device
         elif device.there and _another(device.seen, seen):
             self.removed(seen.id)
@@ -192,6 +196,8 @@ class TpuTable:
 
     def resetting(self, tpu_id: str) -> Sighting | None:
         """A reset begins; returns what to reset, None when it is not there. NoSuchTpu."""
+        if self.quarantined.pop(tpu_id, "") and tpu_id not in self._devices:
+            return None
         device = self._find(tpu_id)
         self._end_lease(device, "is reset as asked")
         now = self._clock()
@@ -219,7 +225,7 @@ class TpuTable:
         devices, self._devices = self._devices, {}
         for device in sorted(devices.values(), key=lambda each: port_order(each.id)):
             device.place = self._place(device.id)
-            device.role = layout.role(device.place)
+            device.home = layout.role(device.place)
             self._devices[device.id] = device
             if device.temperature_c is not None:
                 device.heat = thresholds.after(device.heat, device.temperature_c)
@@ -267,10 +273,10 @@ class TpuTable:
         self._stand_in()
         found = []
         for device in self._devices.values():
-            tpu = self._tpu(device)
-            if (told := self._told.get(device.id)) is None or _differ(told, tpu):
-                self._told[device.id] = tpu
-                found.append(tpu)
+            looks, told = _looks(device), self._told.get(device.id)
+            if told is None or told[0] != looks or _warmer(told[1], device.temperature_c):
+                self._told[device.id] = looks, device.temperature_c
+                found.append(self._tpu(device))
         return found
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -301,7 +307,8 @@ class TpuTable:
             self._lost(device.id, worker, reason)
 
     def _quarantine(self, device: Device, reason: str) -> None:
-        device.quarantine, device.fault, device.own_until, device.resetting = reason, None, 0.0, False
+        self.quarantined[device.id] = device.quarantine = reason
+        device.fault, device.own_until, device.resetting = None, 0.0, False
 
     def _place(self, tpu_id: str) -> Place:
         if found := self._layout.place(tpu_id):
@@ -319,20 +326,14 @@ class TpuTable:
     def _stand_in(self) -> None:
         """Gives the reserves their roles, tray by tray."""
         trays: dict[str, list[Device]] = {}
-        for device in sorted(self._devices.values(), key=lambda each: each.place):
+        for device in self._devices.values():
             trays.setdefault(device.place.tray, []).append(device)
         for devices in trays.values():
-            taken = stand_ins(
-                [
-                    Member(
-                        each.id, self._layout.role(each.place), each.state in USABLE and _load_limit(each) > 0
-                    )
-                    for each in devices
-                ]
-            )
+            devices.sort(key=lambda each: each.place.slot)
+            taken = stand_ins([Member(each.id, each.home, _load_limit(each) > 0) for each in devices])
             for device in devices:
                 device.stands_in = device.id in taken
-                device.role = taken.get(device.id) or self._layout.role(device.place)
+                device.role = taken.get(device.id) or device.home
 
     def _tpu(self, device: Device) -> Tpu:
         return Tpu(
@@ -378,14 +379,17 @@ def _too_often(times: deque[float], now: float, limit: int, within_s: float) -> 
     return len(times) >= limit
 
 
-def _differ(told: Tpu, tpu: Tpu) -> bool:
-    """Whether it is worth telling. One in quarantine may come and go as it likes."""
-    warmer = (tpu.temperature_c is None) != (told.temperature_c is None) or (
-        tpu.temperature_c is not None
-        and told.temperature_c is not None
-        and abs(tpu.temperature_c - told.temperature_c) >= TEMPERATURE_STEP_C
-    )
-    quiet: dict[str, object] = {"since_s": 0.0, "temperature_c": None}
-    if tpu.state is told.state is TpuState.QUARANTINED:
-        quiet |= {"node": "", "sysfs": "", "detail": ""}
-    return warmer or msgspec.structs.replace(told, **quiet) != msgspec.structs.replace(tpu, **quiet)
+def _looks(device: Device) -> tuple[object, ...]:
+    """What is worth telling. One in quarantine may come and go as it likes."""
+    place = device.place, device.role, device.stands_in
+    if device.state is TpuState.QUARANTINED:
+        return device.state, device.quarantine, place
+    seen = (device.seen.node, device.seen.speed_mbps) if device.there else None
+    return device.state, device.worker, device.detail(), _load_limit(device), seen, place
+
+
+def _warmer(told: float | None, now: float | None) -> bool:
+    """Whether a temperature has moved enough."""
+    if told is None or now is None:
+        return told is not now
+    return abs(now - told) >= TEMPERATURE_STEP_C

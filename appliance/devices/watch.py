@@ -18,6 +18,7 @@ from appliance.wire.messages import Hotplug, Tpu, TpuBus, Tray
 from .access import User
 from .errors import BadTrayIdentity
 from .monitor import Event, Monitor, Overflow
+from .quarantine import remember, remembered
 from .reset import reset
 from .sysfs import APEX_CLASS, Lack, Sysfs
 from .table import TpuTable
@@ -44,7 +45,8 @@ FULL_LOOK_S = 5.0
 
 
 class DeviceWatch:
-    """Owns the table and the monitor. `changed(tpus)` is called with the TPUs that changed, after each batch of events,
+    """Owns the table and the monitor. `memory` is where it remembers who is in
+    quarantine. `changed(tpus)` is called with the TPUs that changed, after each batch of events,
     `trays_changed()` when an identity was read; `lost` as `TpuTable` says. Everything happens in the loop that runs `run`."""
 
     def __init__(
@@ -52,6 +54,7 @@ class DeviceWatch:
         settings: Devices,
         *,
         user: User,
+        memory: Path | None = None,
         changed: Callable[[list[Tpu]], None],
         trays_changed: Callable[[], None] = lambda: None,
         lost: Callable[[str, str, str], None] = lambda _id, _worker, _reason: None,
@@ -64,7 +67,10 @@ class DeviceWatch:
         self._new_monitor, self._poll_s = monitor, poll_s
         self._sysfs = Sysfs(root, user)
         self._layout = Layout.of(settings)
-        self.table = TpuTable(self._layout, _thresholds(settings), lost=lost, clock=clock)
+        self._memory, self._remembered = memory, remembered(memory) if memory else {}
+        self.table = TpuTable(
+            self._layout, _thresholds(settings), lost=lost, quarantined=self._remembered, clock=clock
+        )
         self._identities: dict[str, TrayIdentity | BadTrayIdentity | None] = {}
         self._nodes: dict[str, str] = {}  # of each TPU, when it was looked at last
         self._unread: dict[str, None] = {}  # trays that may be others than those that were read, oldest first
@@ -78,7 +84,7 @@ class DeviceWatch:
     async def run(self) -> None:
         """Looks at everything, then keeps up with it until it is cancelled."""
         self._listen()
-        self._look_at_all()
+        self.look_at_all()
         self._read_all()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -174,7 +180,7 @@ class DeviceWatch:
             except Overflow as overflow:
                 log.warning("events of devices were lost (%s): looking at everything anew", overflow)
                 self._listen()
-                self._look_at_all()
+                self.look_at_all()
                 continue
             self._take(events)
             if len(events) == BATCH:
@@ -213,7 +219,8 @@ class DeviceWatch:
                 self.table.removed(device.id)
                 self._second_look = self._clock() + SECOND_LOOK_S
 
-    def _look_at_all(self) -> None:
+    def look_at_all(self) -> None:
+        """Makes the table what /sys shows now."""
         self.table.resync(self._sysfs.scan())
         self._tell()
 
@@ -245,15 +252,15 @@ class DeviceWatch:
             await self._read_temperatures()
             for device in list(self.table.devices()):
                 if device.there and device.seen.lack in (Lack.PERMISSION, Lack.NODE):
-                    self._look_at_all()
+                    self.look_at_all()
                     break
             if self._clock() - looked >= FULL_LOOK_S:
                 looked = self._clock()
-                running = (self._root / UDEV_CONTROL).exists()
-                if running != (self.hotplug is Hotplug.UDEV):  # it was started, or stopped, after us
+                other = (self._root / UDEV_CONTROL).exists() != (self.hotplug is Hotplug.UDEV)
+                if other:  # udev was started, or stopped, after us
                     self._listen()
-                if self.hotplug is Hotplug.POLLED:
-                    self._look_at_all()
+                if other or self.hotplug is Hotplug.POLLED:
+                    self.look_at_all()
             self._tell()
             await asyncio.sleep(self._poll_s)
 
@@ -324,6 +331,9 @@ class DeviceWatch:
         self._publish()
 
     def _publish(self) -> None:
+        if self._memory and self.table.quarantined != self._remembered:
+            self._remembered = dict(self.table.quarantined)
+            remember(self._memory, self._remembered)
         changes = self.table.changes()
         for tpu in changes:
             if tpu.node and self._nodes.get(tpu.id) != tpu.node:  # it came, and perhaps its tray with it

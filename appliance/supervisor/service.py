@@ -98,6 +98,7 @@ class Supervisor:
             appliance.devices,
             self._repairs,
             lambda event: self._control.publish(Topic.TPU, event),
+            memory=paths.tpu_quarantine,
             worker_user=os.environ.get(WORKER_USER) or None,
         )
         self._tensors.events = self.tpus.watch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 
 from appliance.config.appliance import Devices
 from appliance.devices.access import User
@@ -33,7 +34,7 @@ KINDS = (*OF_ONE_TPU, *_LACKS.values(), Kind.TPU_HOT, Kind.TRAY_IDENTITY)
 
 
 class Tpus:
-    """`publish` tells everybody who subscribed."""
+    """`publish` tells everybody who subscribed; `memory` is a file of its own."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Tpus:
         repairs: Repairs,
         publish: Callable[[TpuChanged], None],
         *,
+        memory: Path,
         worker_user: str | None,
     ) -> None:
         self._repairs, self._publish = repairs, publish
@@ -50,6 +52,7 @@ class Tpus:
         self.watch = DeviceWatch(
             settings,
             user=_user(worker_user),
+            memory=memory,
             changed=self._changed,
             trays_changed=self._look_for_trouble,
             lost=self._lost,

@@ -39,7 +39,6 @@ from appliance.wire.messages import (
     Tray,
 )
 from tests.supervisor.test_control import STATUS, SomeOrders
-from tests.waiting import wait_for
 
 ROOT = Path(appliance.__file__).parents[1]
 
@@ -73,7 +72,7 @@ TOWER = msgspec.structs.replace(
             TpuState.HOT,
             tray="tray-2",
             temperature_c=84.4,
-            detail="hot: gets half of its work",
+            detail="gets half of its work",
             load_limit=0.5,
         ),
         tpu(2, TpuState.QUARANTINED, tray="tray-2", detail="went away 5 times"),
@@ -234,15 +233,16 @@ def test_watch(state: Path) -> None:
             env=environment,
         ) as watching,
     ):
-        wait_for("it has subscribed", lambda: control._subscribers)
-        for each in TOWER.tpus[1], TOWER.tpus[4]:
-            loop.call_soon_threadsafe(control.publish, Topic.TPU, TpuChanged(tpu=each))
         assert watching.stdout is not None
         assert watching.stderr is not None
+        shown = [watching.stdout.readline().split()[0] for _ in TOWER.tpus]
+        assert shown == [each.id for each in TOWER.tpus]
+        for each in TOWER.tpus[1], TOWER.tpus[4]:
+            loop.call_soon_threadsafe(control.publish, Topic.TPU, TpuChanged(tpu=each))
         assert watching.stdout.readline() == "usb-1-1.2            tray-1 slot 2: leased, worker tpu-1\n"
         assert (
             watching.stdout.readline()
-            == "usb-1-2.1            tray-2 slot 1: hot, 84 °C: hot: gets half of its work\n"
+            == "usb-1-2.1            tray-2 slot 1: hot, 84 °C: gets half of its work\n"
         )
         asyncio.run_coroutine_threadsafe(control.close(), loop).result(20)
         assert watching.wait(30) == 69

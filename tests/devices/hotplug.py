@@ -13,7 +13,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,10 @@ from appliance.wire.messages import Tpu, TpuState
 from tests.waiting import wait_for
 
 PRELOAD = "libumockdev-preload.so.0"
+
+#: umockdev sends events through UNIX sockets and ends at the first that does not fit: some ten, where netlink has room for
+#: thousands. In a network namespace of its own, a process may have more; only root can have one.
+ROOM = ("unshare", "--net", "sh", "-c", 'echo 4096 >/proc/sys/net/unix/max_dgram_qlen && exec "$@"', "sh")
 
 #: How long an answer may take; the machine may be busy.
 ANSWER_S = 60.0
@@ -63,17 +66,24 @@ class Testbed:
         self._process.stdout.close()
 
     @property
-    def environment(self) -> dict[str, str]:
-        """In which a process sees the testbed instead of this machine."""
-        return {**os.environ, "LD_PRELOAD": PRELOAD, "UMOCKDEV_DIR": str(self.root)}
+    def variables(self) -> dict[str, str]:
+        """What makes a process see the testbed instead of this machine."""
+        return {"LD_PRELOAD": PRELOAD, "UMOCKDEV_DIR": str(self.root)}
 
-    def orders(self, *orders: list[Any]) -> None:
-        """Carries them out, in this order, without a pause."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Ours, with `variables`."""
+        return {**os.environ, **self.variables}
+
+    def orders(self, *orders: list[Any]) -> float:
+        """Carries them out, in this order, without a pause. Returns when the first one began, on CLOCK_MONOTONIC."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline(), "umockdev has ended: see what it said on standard error"
+        answer = self._process.stdout.readline()
+        assert answer, "umockdev has ended: see what it said on standard error"
+        return float(answer)
 
     def usb(
         self,
@@ -155,8 +165,9 @@ class Watched:
         arguments = [msgspec.json.encode(self.settings).decode()]
         if self.worker_uid is not None:
             arguments.append(str(self.worker_uid))
+        command = [sys.executable, "-m", "tests.devices.watch_process", *arguments]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.devices.watch_process", *arguments],
+            [*ROOM, *command] if os.geteuid() == 0 else command,
             env=self.testbed.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -223,8 +234,3 @@ class Watched:
                     self.lost.append((tpu_id, worker, reason))
                 case {"answer": answer}:
                     self._answers.put(answer)
-
-
-def now() -> float:
-    """The clock of `Watched.told`."""
-    return time.monotonic()

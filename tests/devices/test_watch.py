@@ -237,7 +237,7 @@ async def test_a_tray_keeps_its_persona_wherever_it_stands(tmp_path: Path) -> No
         (tmp_path / "rom/1").rename(tmp_path / "rom/3")
         fake.usb("1-3.1.1", 3)
         fake.usb("1-1.1.1", 4)
-        found.watch._look_at_all()
+        found.watch.look_at_all()
         await look_until("tray 3 is marina's", lambda: personas() == {"tray-3": "marina"})
     (tmp_path / "tower-2").mkdir()
     (tmp_path / "rom/3").rename(tmp_path / "tower-2/2")
@@ -384,7 +384,7 @@ class Reality(RuleBasedStateMachine):
         self.events.clear()
         for port in list(self.stale):
             self.vanish(port)
-        self.watch._look_at_all()
+        self.watch.look_at_all()
 
     @rule(seconds=st.sampled_from([0.1, SECOND_LOOK_S, 5.0, 100.0]))
     def wait(self, seconds: float) -> None:

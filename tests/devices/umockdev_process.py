@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import time
 from typing import Any
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     testbed = library.umockdev_testbed_new()
     print(library.umockdev_testbed_get_root_dir(testbed).decode(), flush=True)
     for line in sys.stdin:
+        began = time.monotonic()
         for order in json.loads(line):
             match order:
                 case ["add", subsystem, name, parent, attributes, properties]:
@@ -41,7 +43,7 @@ def main() -> None:
                 case ["remove", path]:  # as the kernel does it: the event goes out before the folder
                     library.umockdev_testbed_uevent(testbed, path.encode(), b"remove")
                     library.umockdev_testbed_remove_device(testbed, path.encode())
-        print(flush=True)
+        print(began, flush=True)
 
 
 def _array(values: dict[str, str]) -> Any:

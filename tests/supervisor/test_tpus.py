@@ -38,10 +38,11 @@ class Bench:
 
         monkeypatch.setattr("appliance.supervisor.tpus.DeviceWatch", watch)
         self.repairs = Repairs(lambda repair, gone: self.told.append((repair, gone)), clock=lambda: self.now)
-        self.tpus = Tpus(devices, self.repairs, self.events.append, worker_user=None)
+        self.memory = root / "tpu-quarantine.json"
+        self.tpus = Tpus(devices, self.repairs, self.events.append, memory=self.memory, worker_user=None)
 
     def look(self) -> None:
-        self.tpus.watch._look_at_all()
+        self.tpus.watch.look_at_all()
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -103,6 +104,21 @@ def test_the_owners_own_quarantine_is_none(bench: Bench) -> None:
     asyncio.run(bench.tpus.quarantine("usb-1-1"))
     assert [tpu.state for tpu in bench.tpus.all()] == [TpuState.QUARANTINED]
     assert bench.open() == {}
+
+
+def test_a_quarantine_outlives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Bench(tmp_path, monkeypatch, Devices())
+    before.fake.usb("1-1", 2)
+    before.look()
+    asyncio.run(before.tpus.quarantine("usb-1-1"))
+    after = Bench(tmp_path, monkeypatch, Devices())
+    after.look()
+    assert [tpu.state for tpu in after.tpus.all()] == [TpuState.QUARANTINED]
+    absent = Bench(tmp_path, monkeypatch, Devices())  # nothing is there yet
+    asyncio.run(absent.tpus.reset("usb-1-1"))
+    last = Bench(tmp_path, monkeypatch, Devices())
+    last.look()
+    assert [tpu.state for tpu in last.tpus.all()] == [TpuState.BOOT_LOADER]
 
 
 def test_in_the_boot_loader_only_once_somebody_has_tried(bench: Bench) -> None:

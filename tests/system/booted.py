@@ -209,14 +209,17 @@ def free_port() -> int:
         return port
 
 
-def start(state: Path, *, log_file: Path, port: int | None = 0) -> Booted:
-    """Starts `coral-reef run` in a session of its own and does not wait for anything. No port: what the owner's files say."""
+def start(
+    state: Path, *, log_file: Path, port: int | None = 0, more: Mapping[str, str] | None = None
+) -> Booted:
+    """Starts `coral-reef run` in a session of its own and does not wait for anything. No port: what the owner's files say. `more`
+    goes into its environment."""
     option = [] if port is None else ["--port", str(port)]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             [*COMMAND, "run", "--state", str(state), *option],
             cwd=ROOT,
-            env=environment({MARK: str(state)}),
+            env=environment({MARK: str(state), **(more or {})}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -226,9 +229,9 @@ def start(state: Path, *, log_file: Path, port: int | None = 0) -> Booted:
 
 
 @contextmanager
-def booted(state: Path) -> Iterator[Booted]:
+def booted(state: Path, *, more: Mapping[str, str] | None = None) -> Iterator[Booted]:
     """A healthy appliance on `state`; at the end it is stopped and must have stopped well."""
-    appliance = start(state, log_file=state / "log")
+    appliance = start(state, log_file=state / "log", more=more)
     RUNNING.append(appliance)
     try:
         appliance.wait_until_healthy()
