@@ -16,7 +16,15 @@ from appliance.wire.messages import EmotionOutput, TensorModel
 
 from . import models
 from .edgetpu import Found, Runtime
-from .errors import BadInput, EngineFailed, InferenceError, ModelRefused, TextTooLong, TfliteBroken
+from .errors import (
+    BadInput,
+    EngineFailed,
+    InferenceError,
+    ModelCorrupt,
+    ModelRefused,
+    TextTooLong,
+    TfliteBroken,
+)
 from .text_models import EmbeddingModel, EmotionModel, text_model
 from .tflite import Tensor, Tflite, read_tflite
 
@@ -62,6 +70,18 @@ def _read(path: Path, name: str) -> Tflite:
         raise ModelRefused(f"{name}: {path.name} cannot be read: {error.strerror}") from error
 
 
+def _verify(path: Path, sha256: str, name: str) -> None:
+    """ModelCorrupt when a compiled file is not what the manifest says."""
+    try:
+        found = models.digest(path)
+    except OSError as error:
+        raise ModelCorrupt(f"{name}: {path.name} cannot be read: {error.strerror}") from error
+    if found != sha256:
+        raise ModelCorrupt(
+            f"{name}: {path.name} has the SHA-256 {found}, the manifest says {sha256}: compile it again (make models-tpu)"
+        )
+
+
 class Loaded:
     """One model: verified, read, and open for interpreters on any device."""
 
@@ -72,6 +92,8 @@ class Loaded:
             name=model.name, kind=model.kind, file=path.name, sha256=model.sha256, size_bytes=model.size_bytes
         )
         models.verify(models.Model(entry=entry, path=path, shipped=False))
+        if model.compiled_sha256:
+            _verify(Path(model.compiled), model.compiled_sha256, model.name)
         file = check_pair(model)
         self.model = model
         if len(file.inputs) != 1 or len(file.outputs) != 1 or file.inputs[0].type != "int8":

@@ -25,7 +25,9 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    MODEL_ASTRAY = "model_astray"
     MODELS_NOT_COMPILED = "models_not_compiled"
+    SMALL_MODEL_UNUSABLE = "small_model_unusable"
     TPU_LIBRARY = "tpu_library"
     TPU_BOOT_LOADER = "tpu_boot_loader"
     TPU_DRIVER = "tpu_driver"
@@ -66,6 +68,16 @@ SORTS: dict[Kind, Sort] = {
         "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
+    ),
+    Kind.MODEL_ASTRAY: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' again, or add the model that it was compiled from. Until then that one runs on the CPU, "
+        "if it is there.",
+    ),
+    Kind.SMALL_MODEL_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the model again, or install Coral-Reef again; what was compiled for TPUs is made again by 'make models-tpu'. "
+        "Conversations go on without it.",
     ),
     Kind.MODELS_NOT_COMPILED: Sort(
         Severity.WARNING,

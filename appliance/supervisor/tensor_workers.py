@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -97,9 +97,7 @@ class TensorWorkers:
 
     def start(self) -> None:
         """The CPU's worker, if there are models."""
-        known = self._models()
-        self._leases.expect({model.name: model.kind for model in known})
-        if known:
+        if self._models():
             self._start(CPU_WORKER, "cpu")
 
     async def close(self) -> None:
@@ -142,7 +140,7 @@ class TensorWorkers:
         """It has loaded its models."""
         keeper = self._keepers[worker]
         for name in [model.name for model in keeper.spec.models]:
-            self._repairs.when(Kind.MODEL_UNUSABLE, name, keeper.refused.get(name, ""))
+            self._repairs.when(Kind.SMALL_MODEL_UNUSABLE, name, keeper.refused.get(name, ""))
         self._open[worker] = set()
         self._told.pop(worker, None)
         self._offer(worker)
@@ -238,21 +236,12 @@ class TensorWorkers:
         except InferenceError as error:
             log.error("%s", error)
             known = models.shipped()
-        found = []
-        for model in known.values():
-            if model.entry.kind in KINDS:
-                compiled, segments = compiled_files(model.path)
-                found.append(
-                    TensorModel(
-                        name=model.name,
-                        kind=model.entry.kind,
-                        twin=str(model.path),
-                        sha256=model.entry.sha256,
-                        size_bytes=model.entry.size_bytes,
-                        compiled=compiled,
-                        segments=segments,
-                    )
-                )
+        small = {name: each for name, each in known.items() if each.entry.kind in KINDS}
+        made = models.compiled(small)
+        astray = [each for each in small.values() if each.entry.twin and each not in made.values()]
+        self._repairs.only(Kind.MODEL_ASTRAY, [(each.name, _astray(each, small)) for each in astray])
+        found = [_tensor_model(each, made.get(name)) for name, each in small.items() if not each.entry.twin]
+        self._leases.expect({model.name: model.kind for model in found})
         return found
 
     def _plan(self, worker: str, kind: str) -> WorkerSpec:
@@ -271,6 +260,27 @@ class TensorWorkers:
             threads=self.settings.cpu_threads,
             models=mine,
         )
+
+
+def _tensor_model(model: models.Model, made: models.Model | None) -> TensorModel:
+    """`made` is what the library has as compiled from it; else what lies beside it counts."""
+    compiled, segments = (str(made.path), []) if made else compiled_files(model.path)
+    return TensorModel(
+        name=model.name,
+        kind=model.entry.kind,
+        twin=str(model.path),
+        sha256=model.entry.sha256,
+        size_bytes=model.entry.size_bytes,
+        compiled=compiled,
+        compiled_sha256=made.entry.sha256 if made else "",
+        segments=segments,
+    )
+
+
+def _astray(model: models.Model, known: Mapping[str, models.Model]) -> str:
+    twin = model.entry.twin
+    how = f"{twin} has changed since" if twin in known else f"there is no {twin}"
+    return f"{model.name} is not used: it was compiled from {twin}, and {how}"
 
 
 def compiled_files(twin: Path) -> tuple[str, list[str]]:

@@ -137,8 +137,9 @@ class WorkerState(StrEnum):
 
 
 class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine that a worker runs: `build` is `wheel` for the portable one, `native` for one built for this CPU; `features` are
-    the instruction sets that it uses, as it names them."""
+    """The engine that a worker runs. Of the text engine, `build` is `wheel` for the portable one, `native` for one built for this
+    CPU, and `features` are the instruction sets that it uses, as it names them; LiteRT's is `xnnpack` on the CPU, `libedgetpu` on
+    TPUs."""
 
     version: str
     build: str
@@ -532,8 +533,8 @@ class Invoked(Message, frozen=True, kw_only=True):
 
 class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that TPU workers and the CPU's run. `twin` is the file that runs anywhere, `compiled` what edgetpu_compiler made of
-    it, empty when nobody has; of a model that is cut, `segments` are the files for one TPU each, in order, and `compiled` is
-    empty. `kind` says what its outputs mean."""
+    it, empty when nobody has (with its SHA-256 where a manifest tells); of a model that is cut, `segments` are the files for
+    one TPU each, in order, and `compiled` is empty. `kind` says what its outputs mean."""
 
     name: str
     kind: str
@@ -541,6 +542,7 @@ class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     size_bytes: int
     compiled: str = ""
+    compiled_sha256: Annotated[str, Meta(max_length=64)] = ""
     segments: Annotated[list[str], Meta(max_length=TPUS_LIMIT)] = []
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.inference.errors import BadInput, ModelRefused
+from appliance.inference.errors import BadInput, ModelCorrupt, ModelRefused
 from appliance.inference.tensor_models import Loaded, check_pair, load, on_cpu
 from appliance.wire.messages import EmotionOutput
 from tests.edgetpu import models
@@ -56,6 +57,14 @@ def test_a_file_that_is_damaged(tmp_path: Path, which: str, trouble: str) -> Non
         path.write_bytes(b"garbage" * 99 if trouble == "garbage" else path.read_bytes()[:200])
     with pytest.raises(ModelRefused, match=path.name):
         check_pair(model)
+
+
+def test_a_compiled_file_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
+    model = write_model(tmp_path)
+    digest = hashlib.sha256(Path(model.compiled).read_bytes()).hexdigest()
+    assert Loaded(msgspec.structs.replace(model, compiled_sha256=digest)).model.on_tpus
+    with pytest.raises(ModelCorrupt, match=r"m_edgetpu\.tflite has the SHA-256 .*make models-tpu"):
+        Loaded(msgspec.structs.replace(model, compiled_sha256="0" * 64))
 
 
 def test_one_bad_model_does_not_hide_the_others(tmp_path: Path) -> None:

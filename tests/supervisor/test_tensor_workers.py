@@ -6,6 +6,8 @@ The TPUs are the stand-in's (tests/edgetpu); the table of devices is played by t
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import time
@@ -16,6 +18,7 @@ import pytest
 
 from appliance.inference.text_models import EmbeddingModel, open_text_model
 from appliance.wire.messages import WorkerState
+from tests.edgetpu import models
 from tests.edgetpu.models import EMOTIONS
 from tests.edgetpu.stand_in import Fake, StandIn
 from tests.edgetpu.tower import TEXTS, running_tower
@@ -159,6 +162,35 @@ async def test_models_that_nobody_compiled(stand_in: StandIn) -> None:
         assert (await tower.embed()).ran_on == ["cpu"]
         tower.table.unplug(Fake("pci-0"))
         assert "models_not_compiled" not in tower.repairs()
+
+
+async def test_a_compiled_model_whose_twin_is_another_now(stand_in: StandIn) -> None:
+    async with running_tower(compiled=False) as tower:
+        folder = Path(tower.embedding).parent
+        manifest = json.loads((folder / "manifest.json").read_text())
+        twin = manifest["models"][0]
+        content = models.compiled(models.text_model("embedding"))
+        (folder / "made_edgetpu.tflite").write_bytes(content)
+        made = {
+            **twin,
+            "name": "made",
+            "file": "made_edgetpu.tflite",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size_bytes": len(content),
+            "twin": twin["name"],
+        }
+        for twin_sha256, astray in (("0" * 64, True), (twin["sha256"], False)):
+            entries = [*manifest["models"], {**made, "twin_sha256": twin_sha256}]
+            (folder / "manifest.json").write_text(json.dumps({"models": entries}))
+            tower.table.plug(Fake("pci-0"))
+            assert ("has changed since" in tower.repairs().get("model_astray", "")) is astray
+            assert ("tpu-1" in tower.supervisor._keepers) is not astray
+        stand_in.tell(Fake("pci-0"))
+        tower.table.unplug(Fake("pci-0"))
+        await look_until("it has stopped", lambda: "tpu-1" not in tower.supervisor._keepers)
+        tower.table.plug(Fake("pci-0"))
+        await tower.until_open(1)
+        assert (await tower.embed()).ran_on == ["pci-0"]
 
 
 async def test_the_cpus_worker_is_killed_in_the_middle(stand_in: StandIn) -> None:
