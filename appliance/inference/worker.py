@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import time
@@ -43,6 +42,7 @@ from appliance.wire.messages import (
 
 from . import models
 from .errors import InferenceError
+from .listener import listen, own_folder
 from .text import TextEngine, engine_build
 
 log = logging.getLogger(__name__)
@@ -271,22 +271,13 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
         size_bytes=spec.model_size_bytes,
     )
     models.verify(models.Model(entry=entry, path=path, shipped=False))
-    # Ours and empty: an engine does not load over a socket that a predecessor left.
-    folder = Path(spec.folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
     engine = TextEngine(
         path,
-        folder,
+        own_folder(spec),
         slots=spec.slots,
         threads=spec.threads,
         context_tokens=spec.context_tokens,
         batch_tokens=spec.batch_tokens,
         cache_mib=spec.cache_mib,
     )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    Path(spec.socket).unlink(missing_ok=True)
-    listener.bind(spec.socket)
-    Path(spec.socket).chmod(0o660)
-    listener.listen(64)
-    return engine, listener
+    return engine, listen(spec)
