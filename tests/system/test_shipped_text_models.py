@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from appliance.inference import models
 from appliance.inference.features import WEIGHTS
@@ -42,8 +44,13 @@ def said(path: Path) -> str:
 
 def retrieval_figures() -> dict[str, tuple[int, float, float]]:
     """By task: queries, this model's nDCG@10 and its teacher's, as the card says them."""
-    rows = re.findall(r"^\| (\w+) \| ([\d,]+) \| [\d,]+ \| ([\d.]+) \| ([\d.]+) \|", said(EMBEDDING), re.MULTILINE)
-    return {name: (int(queries.replace(",", "")), float(ours), float(teacher)) for name, queries, ours, teacher in rows}
+    rows = re.findall(
+        r"^\| (\w+) \| ([\d,]+) \| [\d,]+ \| ([\d.]+) \| ([\d.]+) \|", said(EMBEDDING), re.MULTILINE
+    )
+    return {
+        name: (int(queries.replace(",", "")), float(ours), float(teacher))
+        for name, queries, ours, teacher in rows
+    }
 
 
 @pytest.mark.parametrize("path", [EMBEDDING, EMOTION], ids=["embedding", "emotion"])
@@ -76,7 +83,9 @@ def test_packages_of_this_machine_find_their_descriptions(embedding: Runner) -> 
     held_out = [number for number, pair in enumerate(pairs) if descriptions.part_of(pair.source) == "test"]
     assert len(pairs) >= 50
     assert held_out, "no package is installed whose source is held out"
-    task = retrieval.Task([pairs[number].line for number in held_out], [pair.text for pair in pairs], held_out)
+    task = retrieval.Task(
+        [pairs[number].line for number in held_out], [pair.text for pair in pairs], held_out
+    )
     _, ours, _ = retrieval_figures()["described"]
     # The standard error of a mean of so few: nDCG@10 lies between 0 and 1.
     margin = 2 * 0.5 / np.sqrt(len(held_out))
@@ -92,15 +101,18 @@ def test_what_is_held_out_does_not_depend_on_the_machine() -> None:
 
 
 def test_no_word_of_a_query_is_left_where_it_was_struck() -> None:
-    task = retrieval.struck(retrieval.Task(["Fast web server"], ["A web-server that serves. Fast, small server"], [0]))
+    task = retrieval.struck(
+        retrieval.Task(["Fast web server"], ["A web-server that serves. Fast, small server"], [0])
+    )
     assert task.documents == ["A that serves. small"]
 
 
 def test_a_rank_and_its_figure() -> None:
     """Three documents in the order of their numbers; each query wants another one."""
 
-    def embed(texts: list[str]) -> np.ndarray:
-        return np.array([{"q": (1, 0), "a": (1, 0), "b": (0.6, 0.8), "c": (0, 1)}[text] for text in texts])
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        places = {"q": (1, 0), "a": (1, 0), "b": (0.6, 0.8), "c": (0, 1)}
+        return np.array([places[text] for text in texts], np.float32)
 
     for wanted, expected in ((0, 1), (1, 1 / np.log2(3)), (2, 0.5)):
         found = retrieval.ndcg(retrieval.Task(["q"], ["a", "b", "c"], [wanted]), embed)
@@ -108,7 +120,9 @@ def test_a_rank_and_its_figure() -> None:
 
 
 def test_meaning_not_letters(embedding: Runner) -> None:
-    one, near, far = embedding.embed(["software to edit photographs", "picture manipulation program", "cooking rice at home"])
+    one, near, far = embedding.embed(
+        ["software to edit photographs", "picture manipulation program", "cooking rice at home"]
+    )
     assert one @ near > one @ far + 0.1
 
 

@@ -17,6 +17,7 @@ from appliance.inference.text_models import (
     CARD,
     WORD_WEIGHTS,
     Card,
+    EmbeddingModel,
     Emotion,
     EmotionModel,
     open_text_model,
@@ -78,6 +79,8 @@ class Runner:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """L2-normalised vectors, (n, outputs)."""
+        if not isinstance(self.model, EmbeddingModel):
+            raise TypeError(f"a model for {self.model.kind}")
         return self.model.finish(self(texts), *self._output["quantization"])
 
     def feel(self, texts: Sequence[str]) -> list[Emotion]:

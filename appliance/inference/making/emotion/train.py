@@ -27,16 +27,7 @@ from appliance.inference.making.student import SAMPLES, Bags, Network, save, war
 from . import corpus
 from .corpus import LABELS, Example
 
-SPEC = FeatureSpec(
-    version=1,
-    width=4096,
-    words=2048,
-    pairs=1024,
-    grams=512,
-    gram_lengths=(4,),
-    pair_eighths=4,
-    gram_eighths=4,
-)
+SPEC = FeatureSpec(version=1, width=6144, words=3072, pairs=1024, grams=1536, gram_lengths=(4,))
 
 
 @dataclass(frozen=True)
