@@ -52,7 +52,9 @@ def enter(path: Path, name: str, kind: str, description: str, context_tokens: in
         description=description,
     )
     others = [each for each in models.read_manifest(path.parent) if each.name != name]
-    manifest = msgspec.json.format(msgspec.json.encode(models.Manifest([*others, entry])))
+    manifest = msgspec.json.format(
+        msgspec.json.encode(models.Manifest(sorted([*others, entry], key=lambda each: each.name)))
+    )
     write_atomically(path.parent / "manifest.json", manifest + b"\n")
     return entry
 
