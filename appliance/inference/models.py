@@ -35,7 +35,8 @@ Progress = Callable[[int], None]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for."""
+    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for. An adapter,
+    of the kind `adapter`, changes the model `base`."""
 
     name: str = msgspec.field()
     kind: str
@@ -44,6 +45,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     size_bytes: int
     context_tokens: int = 0
     description: str = ""
+    base: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +127,15 @@ def find(paths: Paths, name: str) -> Model:
         known = ", ".join(sorted(models)) or "none"
         raise ModelUnknown(f"no model is called {name!r}; there are: {known}")
     return models[name]
+
+
+def adapters_of(paths: Paths, name: str) -> list[Model]:
+    """The adapters of a model, by name; none while a manifest cannot be read."""
+    try:
+        found = catalogue(paths)
+    except ManifestBroken:
+        found = shipped()
+    return [found[each] for each in sorted(found) if found[each].entry.base == name]
 
 
 def digest(path: Path, progress: Progress | None = None) -> str:

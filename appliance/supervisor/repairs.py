@@ -25,6 +25,7 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    ADAPTER_UNUSABLE = "adapter_unusable"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -56,6 +57,11 @@ SORTS: dict[Kind, Sort] = {
         "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
+    ),
+    Kind.ADAPTER_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the adapter again ('coral-reef model add FILE --for MODEL --name NAME --replace') or remove it "
+        "('coral-reef model remove NAME'), then 'coral-reef model load MODEL'. The model itself is not affected.",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -134,9 +134,12 @@ class Supervisor:
 
     # --- what others ask or report ----------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
-        """A keeper's worker takes leases."""
+    def worker_ready(
+        self, name: str, *, model: str, slots: int, adapters: Collection[str], refused: Mapping[str, str]
+    ) -> None:
+        """A keeper's worker takes leases, with these adapters; `refused` are those that it could not load, and why."""
         if self._text.ready(name):
+            self._repairs.only(Kind.ADAPTER_UNUSABLE, refused.items())
             self._control.granted(
                 self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters)
             )
@@ -272,7 +275,8 @@ class Supervisor:
     def expect(self, worker: str, model: str) -> None:
         """That worker is the one whose model answers from now on, as soon as it is ready."""
         self._control.granted(self._leases.set_default_model(model))
-        self._control.granted(self._leases.worker_expected(worker, model=model))
+        adapters = [each.name for each in self._keepers[worker].spec.adapters]
+        self._control.granted(self._leases.worker_expected(worker, model=model, adapters=adapters))
 
     def closing(self, worker: str) -> int:
         """A worker gets no more leases; returns how many it has."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from appliance.config.appliance import Text
@@ -16,7 +16,15 @@ from appliance.inference import models
 from appliance.inference.choice import choose_model, chosen_model
 from appliance.inference.errors import EngineFailed, InferenceError, ModelRefused
 from appliance.paths import Paths
-from appliance.wire.messages import Message, ModelLoad, ModelLoaded, ModelLoading, WorkerSpec, WorkerState
+from appliance.wire.messages import (
+    AdapterFile,
+    Message,
+    ModelLoad,
+    ModelLoaded,
+    ModelLoading,
+    WorkerSpec,
+    WorkerState,
+)
 
 from .errors import ReloadRefused
 from .workers import LOAD_BYTES_PER_S, LOAD_FLOOR_S, WorkerKeeper
@@ -225,6 +233,10 @@ class TextModel:
         """What a worker is told, as the library is now."""
         found = models.find(self._paths, model)
         entry, text = found.entry, self._settings
+        if entry.base:
+            raise ModelRefused(
+                f"{model} is an adapter of {entry.base}: load that one, then ask for the adapter in a request"
+            )
         if entry.kind != "text":
             raise ModelRefused(f"{model} is a model for {entry.kind}: it cannot write replies")
         limit = text.memory_limit_mib << 20
@@ -241,6 +253,15 @@ class TextModel:
             sha256=entry.sha256,
             size_bytes=entry.size_bytes,
             context_tokens=text.context_tokens or min(trained, CONTEXT_LIMIT_TOKENS),
+            adapters=[
+                AdapterFile(
+                    name=each.name,
+                    path=str(each.path),
+                    sha256=each.entry.sha256,
+                    size_bytes=each.entry.size_bytes,
+                )
+                for each in models.adapters_of(self._paths, model)
+            ],
         )
 
     def _spec(
@@ -252,6 +273,7 @@ class TextModel:
         sha256: str = "",
         size_bytes: int = 0,
         context_tokens: int = 0,
+        adapters: Sequence[AdapterFile] = (),
     ) -> WorkerSpec:
         text = self._settings
         return WorkerSpec(
@@ -268,4 +290,5 @@ class TextModel:
             context_tokens=context_tokens,
             batch_tokens=text.batch_tokens,
             cache_mib=text.cache_mib,
+            adapters=list(adapters),
         )

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +79,9 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
+    def worker_ready(
+        self, name: str, *, model: str, slots: int, adapters: Collection[str], refused: Mapping[str, str]
+    ) -> None: ...
 
     def closing(self, worker: str) -> int: ...
 
@@ -312,7 +314,13 @@ class WorkerKeeper:
             ready.context_tokens,
             ready.load_s,
         )
-        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
+        self._events.worker_ready(
+            name,
+            model=self.spec.model,
+            slots=self.spec.slots,
+            adapters=ready.adapters,
+            refused=ready.refused,
+        )
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
         try:
