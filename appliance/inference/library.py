@@ -33,7 +33,18 @@ from .errors import (
 )
 from .gguf import Gguf, opened, parse_gguf, read_gguf, read_shapes
 from .lora import ADAPTER, LORA, check_fits
-from .models import CHUNK_BYTES, SHIPPED, Entry, Manifest, Model, catalogue, find, read_manifest, shipped
+from .models import (
+    ADAPTERS_LIMIT,
+    CHUNK_BYTES,
+    SHIPPED,
+    Entry,
+    Manifest,
+    Model,
+    catalogue,
+    find,
+    read_manifest,
+    shipped,
+)
 
 #: A model's name, as `text.model` in appliance.toml takes it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -71,10 +82,12 @@ def add(
     with _source(source) as (file, size):
         head = _usable(source, file, size, base)
         with _locked(paths):
-            if base:
-                _check_adapter(paths, source, head, base)
             entries = read_manifest(paths.models)
             _check_name(name, entries, replace=replace)
+            if base:
+                _check_adapter(paths, source, head, base)
+                if sum(each.base == base and each.name != name for each in entries) >= ADAPTERS_LIMIT:
+                    raise ModelRefused(f"{base} has {ADAPTERS_LIMIT} adapters already: remove one first")
             _sweep(paths.models, entries)
             _check_space(paths.models, size)
             partial = paths.models / f"{_plain(name)}{PARTIAL}"

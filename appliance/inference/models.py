@@ -28,6 +28,9 @@ MANIFEST_LIMIT_BYTES = 1024 * 1024
 #: only when its last change is longer ago than this.
 SETTLED_NS = 3_000_000_000
 
+#: Adapters that a worker loads with its model; all of them are named in one frame.
+ADAPTERS_LIMIT = 16
+
 CHUNK_BYTES = 1024 * 1024
 
 #: Called with the bytes done so far.
@@ -130,12 +133,12 @@ def find(paths: Paths, name: str) -> Model:
 
 
 def adapters_of(paths: Paths, name: str) -> list[Model]:
-    """The adapters of a model, by name; none while a manifest cannot be read."""
+    """The adapters of a model, the first ADAPTERS_LIMIT by name; none while a manifest cannot be read."""
     try:
         found = catalogue(paths)
     except ManifestBroken:
         found = shipped()
-    return [found[each] for each in sorted(found) if found[each].entry.base == name]
+    return [found[each] for each in sorted(found) if found[each].entry.base == name][:ADAPTERS_LIMIT]
 
 
 def digest(path: Path, progress: Progress | None = None) -> str:

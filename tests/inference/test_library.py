@@ -392,6 +392,14 @@ def test_an_adapter(paths: Paths, tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match=r"mine has adapters: remove poet first"):
         library.remove(paths, "mine")
     library.remove(paths, "poet")
+    for number in range(models.ADAPTERS_LIMIT):
+        library.add(paths, source, name=f"style-{number}", base="mine")
+    assert len(models.adapters_of(paths, "mine")) == models.ADAPTERS_LIMIT
+    library.add(paths, source, name="style-0", base="mine", replace=True)
+    with pytest.raises(ModelRefused, match=r"mine has 16 adapters already: remove one first"):
+        library.add(paths, source, name="poet", base="mine")
+    for number in range(models.ADAPTERS_LIMIT):
+        library.remove(paths, f"style-{number}")
     library.remove(paths, "mine")
     library.remove(paths, "chef")
     assert check_whole(paths) == set()
