@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from appliance import __version__
+from appliance.config.appliance import by_key, gateway_part
 from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.config.network import Mode
@@ -307,7 +308,8 @@ class Supervisor:
         """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
         before, now = self._settings.appliance, settings.appliance
         changed = _changed_keys(before, now)
-        done = [f"changed: {', '.join(changed)}" if changed else "nothing changed"]
+        listening = _changed_keys(self._settings.network, settings.network)
+        done = [f"changed: {', '.join(changed + listening)}" if changed or listening else "nothing changed"]
         if now.text != before.text:
             # First: it is the one step that can fail, and then everything stays as it was.
             done.append(await self._text.reconfigure(now.text))
@@ -319,8 +321,10 @@ class Supervisor:
         for keeper in self._keepers.values():
             keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
             keeper.memory_limit_bytes = now.text.memory_limit_mib * 1024 * 1024
-        if later := [key for key in changed if key.split(".")[0] in ("gateway", "chat")]:
-            done.append(f"when the gateway starts again: {', '.join(later)}")
+        if theirs := [key for key in changed if key in gateway_part(now)]:
+            done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if later := [key for key in listening if key.startswith("api.")]:
+            done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)
 
     def _hung_up(self) -> None:
@@ -428,10 +432,5 @@ class Supervisor:
 
 def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:
     """The `section.key` in which two settings differ."""
-    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
-    return [
-        f"{section}.{key}"
-        for section in new
-        for key in new[section]
-        if old[section][key] != new[section][key]
-    ]
+    old, new = by_key(before), by_key(after)
+    return [key for key in new if old[key] != new[key]]

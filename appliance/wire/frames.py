@@ -163,7 +163,7 @@ def _in_group(uid: int, gid: int) -> bool:
 
 
 async def connect(path: str, union: Any, *, name: str) -> Connection[Any]:
-    """Connects to the UNIX socket at `path` and exchanges hellos. Disconnected when nobody listens, PeerRefused when we may not."""
+    """Connects to the UNIX socket at `path` and exchanges hellos. Disconnected when nobody listens, PeerRefused if we may not."""
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except PermissionError as error:
