@@ -42,7 +42,7 @@ from appliance.wire.messages import (
 
 from .cgroups import Groups
 from .control import ControlSocket
-from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
+from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused, SubsystemDead
 from .forkserver import Forkserver
 from .notify import Notify, extend_timeout, feed_watchdog
 from .repairs import Kind, Repairs
@@ -109,9 +109,7 @@ class Supervisor:
         self._look_at(self._settings)
         self._text.start()  # before anybody asks: what will be served is known then
         await self._control.start()
-        watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
-        )
+        watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
@@ -285,6 +283,14 @@ class Supervisor:
         await self._control.idle(worker)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _prove(self) -> None:
+        """Returns when every subsystem has shown that it lives: SubsystemDead, or no end, when one does not."""
+        for name, task in self._tasks.items():
+            if task.done():
+                raise SubsystemDead(f"nobody looks after worker {name} any more")
+        self._forkserver.look_after()
+        await self._control.prove()
 
     def _look_at(self, settings: Settings) -> None:
         """Opens and closes the repairs that the configuration itself gives reason for."""

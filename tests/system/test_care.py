@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import wait_for, wait_until
 
 from .booted import COMMAND, ROOT, Booted, booted, command, configure, environment
 from .talk import chat_message, receive, receive_reply, text_of, websocket
@@ -76,6 +77,22 @@ async def test_a_worker_that_only_waits_does_not_stall(endless: Booted) -> None:
 
     await asyncio.to_thread(wait_for, "it has been idle for long", long_idle, within_s=60)
     assert await asyncio.to_thread(endless.worker_pid) == worker
+
+
+async def test_a_forkserver_that_hangs_is_replaced(endless: Booted) -> None:
+    """It would not tell of its workers' ends, nor fork others; they end with it."""
+    (forkserver,) = await asyncio.to_thread(endless.pids, "forkserver")
+    worker = await asyncio.to_thread(endless.worker_pid)
+    os.kill(forkserver, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+
+    def replaced() -> bool:
+        return len(now := endless.pids("forkserver")) == 1 and now != [forkserver]
+
+    await wait_until("there is another", replaced, within_s=HEALED_WITHIN_S)
+    reply = await asyncio.to_thread(endless.chat, max_tokens=10)
+    assert reply["usage"]["completion_tokens"] == 10
+    assert "the forkserver has not answered for" in endless.log
 
 
 async def test_a_restart_lets_replies_end(endless: Booted) -> None:
@@ -179,11 +196,7 @@ def test_a_reload_reaches_the_gateway(state: Path) -> None:
         assert command(appliance, "reload").returncode == 0
         wait_for("one is left", lambda: len(appliance.pids("gateway")) == 1, within_s=HEALED_WITHIN_S)
         assert not set(appliance.pids("gateway")) & second
-        taken = "new gateway processes take the place of those that serve"
-        assert [line.split()[-11] for line in appliance.log.splitlines() if line.endswith(taken)] == [
-            "3",
-            "1",
-        ]
+        assert re.findall(r"(\d+) new gateway processes take the place", appliance.log) == ["3", "1"]
 
 
 def test_a_change_of_where_it_listens(appliance: Booted) -> None:
