@@ -162,9 +162,9 @@ class Supervisor:
         looping = (
             f"worker {name} dies again and again: {status.detail}" if keeper.crash_loop and not broken else ""
         )
-        limit_mib = keeper.memory_limit_bytes >> 20
-        outgrew = f"worker {name} needed more than its {limit_mib} MiB of memory" if keeper.outgrew else ""
-        self._repairs.when(Kind.WORKER_MEMORY, name, outgrew)
+        self._repairs.when(
+            Kind.WORKER_MEMORY, name, f"worker {name} {keeper.outgrew}" if keeper.outgrew else ""
+        )
         # Between two lives there is a reason to tell; while it starts once more, what was told stands.
         if status.state is not WorkerState.STARTING:
             self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
@@ -240,7 +240,9 @@ class Supervisor:
 
     # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper:
         """A new worker, kept alive from now on."""
         keeper = self._keepers[spec.name] = WorkerKeeper(
             spec,
@@ -249,7 +251,7 @@ class Supervisor:
             self,
             restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
             drain_s=self._settings.appliance.supervisor.drain_s,
-            memory_limit_bytes=self._settings.appliance.text.memory_limit_mib * 1024 * 1024,
+            memory_limit_bytes=memory_limit_bytes,
             groups=self._groups,
         )
         task = self._tasks[spec.name] = asyncio.create_task(keeper.run(), name=f"keeper {spec.name}")
@@ -326,7 +328,7 @@ class Supervisor:
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s
         for keeper in self._keepers.values():
             keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
-            keeper.memory_limit_bytes = now.text.memory_limit_mib * 1024 * 1024
+            keeper.limit_memory(now.text.memory_limit_mib * 1024 * 1024)
         if theirs := [key for key in changed if key in gateway_part(now)]:
             done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
         if later := [key for key in listening if key.startswith("api.")]:
