@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_until, wait_until_gone
+from tests.waiting import wait_for, wait_until
 
 from .booted import Booted, booted, command, configure
 from .talk import chat_message, question, receive, receive_reply, websocket
@@ -60,8 +61,18 @@ def scarce_memory(pid: int) -> Iterator[Path]:
         (group / "cgroup.procs").write_text(str(pid), "ascii")
         yield group
     finally:
-        wait_until_gone(pid)
+        wait_for("nothing is left in it", lambda: _removed(group))
+
+
+def _removed(group: Path) -> bool:
+    for pid in map(int, (group / "cgroup.procs").read_text("ascii").split()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
         group.rmdir()
+    except OSError:  # it is not reaped yet
+        return False
+    return True
 
 
 def ask_for_much(appliance: Booted) -> None:
