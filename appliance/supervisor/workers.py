@@ -46,8 +46,10 @@ NEXT: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STOPPING: frozenset(),
 }
 
-#: A restart waits this long at most, however often it failed.
+#: A restart waits this long at most, however often it failed; after a life in which it could be used, so long that requests,
+#: which wait ten seconds for it, are still there.
 RESTART_DELAY_LIMIT_S = 30.0
+READY_RESTART_DELAY_LIMIT_S = 5.0
 
 #: However little the owner allows, and however often it doubles: 2**1024 is more than a float holds.
 RESTART_DELAY_FLOOR_S = 0.05
@@ -137,7 +139,7 @@ class WorkerKeeper:
         #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
         self.failure_code = ""
         self._engine: EngineBuild | None = None
-        self._asked = False
+        self._asked = self._was_ready = False
         self._hurry = asyncio.Event()
         self._entered = asyncio.Event()
         self._lives = 0
@@ -184,13 +186,14 @@ class WorkerKeeper:
         """Starts the worker again whenever it ends; returns only by cancellation, with the worker stopped."""
         try:
             while True:
-                self._asked = False
+                self._asked = self._was_ready = False
                 await self._once()
                 self._restarts += 1
                 if self._asked:
                     continue
                 delay = self.restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
-                delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
+                limit = READY_RESTART_DELAY_LIMIT_S if self._was_ready else RESTART_DELAY_LIMIT_S
+                delay = min(max(delay, RESTART_DELAY_FLOOR_S), max(limit, self.restart_delay_s))
                 self._failures += 1
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -320,6 +323,7 @@ class WorkerKeeper:
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
         self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
         self._enter(WorkerState.READY, "")
+        self._was_ready = True
         log.info(
             "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
             name,
