@@ -7,15 +7,17 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import wait_for, wait_until_gone
 
 from .installed import (
-    CHAT,
     GATEWAY,
     MARKS,
     SERVED_AGAIN_WITHIN_S,
@@ -234,30 +236,6 @@ def test_the_supervisor_hangs(running: Machine) -> None:
     served(running)
 
 
-@pytest.mark.parametrize("title", ["supervisor", "forkserver", "worker", "parent", "gateway"])
-def test_a_process_is_killed(running: Machine, title: str) -> None:
-    """No orphan, and it serves again."""
-    wait_until_ready(running)
-    before = running.ours()
-    victim = next(pid for pid, line in before.items() if line.startswith(f"coral-reef: {title}"))
-    below = {
-        "supervisor": ("supervisor", "forkserver", "worker"),
-        "forkserver": ("forkserver", "worker"),
-        "parent": ("parent", "gateway"),
-    }.get(title, ())
-    doomed = {
-        pid for pid, line in before.items() if line.removeprefix("coral-reef: ").split()[0] in below
-    } | {victim}
-    os.kill(victim, signal.SIGKILL)
-    wait_for("all that belonged to it has ended", lambda: not doomed & set(running.processes()))
-
-    def again() -> bool:
-        return running.run(HOME / "bin/python", "-P", "-c", CHAT, check=False).stdout.startswith("200")
-
-    wait_for("it serves again", again, within_s=SERVED_AGAIN_WITHIN_S)
-    wait_for("as many as before", lambda: len(running.ours()) == len(before), within_s=SERVED_AGAIN_WITHIN_S)
-
-
 @pytest.mark.parametrize("how", ["restart", "reload"])
 def test_the_gateway_loses_no_connection(running: Machine, how: str) -> None:
     """While all its processes are replaced, whoever connects is answered."""
@@ -313,6 +291,138 @@ def test_a_bad_configuration(running: Machine) -> None:
         file.unlink()
         running.run("systemctl", "start", SUPERVISOR)
     wait_until_ready(running)
+
+
+@contextmanager
+def configuration(machine: Machine, text: str) -> Iterator[Path]:
+    """The owner's appliance.toml; without it at the end, and that reloaded."""
+    file = machine.root / "etc/coral-reef/appliance.toml"
+    file.write_text(text)
+    try:
+        yield file
+    finally:
+        file.unlink()
+        machine.run("systemctl", "reload", SUPERVISOR)
+        wait_until_ready(machine)
+
+
+@contextmanager
+def states_of(machine: Machine, units: Sequence[str]) -> Iterator[set[str]]:
+    """Every ActiveState that these units have while it lasts."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.update(machine.out("systemctl", "show", "--value", "--property=ActiveState", *units).split())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looking.join()
+
+
+def gateways(machine: Machine) -> set[int]:
+    return {pid for pid, line in machine.ours().items() if line.startswith("coral-reef: gateway")}
+
+
+def wait_until_replaced(machine: Machine, before: set[int]) -> None:
+    """Until other gateway processes than those run, and all that the plan wants."""
+
+    def replaced() -> bool:
+        serving, _, wanted = machine.show(GATEWAY, "StatusText").partition(" processes")[0].partition(" of ")
+        now = gateways(machine)
+        return serving == wanted == str(len(now)) and not now & before
+
+    wait_for("the gateway follows", replaced, within_s=SERVED_AGAIN_WITHIN_S)
+
+
+def test_a_good_reload(running: Machine) -> None:
+    """One command for all of it: another setting of the engine's, of the scheduler's, of the gateway's."""
+    wait_until_ready(running)
+    before = {unit: main_pid(running, unit) for unit in SERVICES}
+    first = gateways(running)
+    with (
+        configuration(running, "[text]\nslots = 3\n[chat]\nmax_tokens = 2\n[gateway]\nprocesses = 3\n"),
+        states_of(running, SERVICES) as seen,
+    ):
+        running.run("systemctl", "reload", SUPERVISOR)
+        (worker,) = json.loads(running.out("coral-reef", "worker", "list", "--json"))[-1:]
+        assert worker["slots"] == 3
+        wait_until_replaced(running, first)
+        second = gateways(running)
+        assert len(second) == 3
+        assert served(running)["usage"]["completion_tokens"] <= 2
+        assert "reloaded: changed: gateway.processes, chat.max_tokens, text.slots; " in running.journal(
+            50, f"--unit={SUPERVISOR}"
+        )
+        running.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", SUPERVISOR)
+        wait_for(
+            "SIGHUP reloads",
+            lambda: "reloaded: nothing changed" in running.journal(20, f"--unit={SUPERVISOR}"),
+        )
+    assert seen <= {"active", "reloading"}
+    assert {unit: main_pid(running, unit) for unit in SERVICES} == before
+    wait_until_replaced(running, second)
+
+
+def test_a_bad_reload(running: Machine) -> None:
+    """It fails, its owner reads why, and nothing else changes."""
+    wait_until_ready(running)
+    before = running.ours()
+    said = "/etc/coral-reef/appliance.toml:2: gateway.processes: is 99"
+    with (
+        configuration(running, "[gateway]\nprocesses = 99\n") as file,
+        states_of(running, SERVICES) as seen,
+    ):
+        done = running.run("systemctl", "reload", SUPERVISOR, check=False)
+        assert done.returncode != 0
+        assert f"journalctl -xeu {SUPERVISOR}" in done.stderr
+        assert f"coral-reef: {said}" in running.journal(50, f"--unit={SUPERVISOR}")
+        done = running.run("coral-reef", "reload", check=False)
+        assert (done.returncode, said in done.stderr) == (78, True), done
+        done = running.run("coral-reef", "repair", "list", check=False)
+        assert done.returncode == 1
+        assert "configuration_refused:files" in done.stdout
+        assert said in done.stdout
+        assert "1 repair waiting" in running.out("systemctl", "status", SUPERVISOR)
+        served(running)
+        assert running.ours() == before
+        file.write_text("[scheduler]\nqueue_limit = 7\n")
+        running.run("systemctl", "reload", SUPERVISOR)
+        running.run("coral-reef", "repair", "list")
+    assert seen <= {"active", "reloading"}
+    assert running.ours() == before
+
+
+def test_who_may_ask(running: Machine) -> None:
+    """Root and the group; others hear what they can do."""
+    wait_until_ready(running)
+    running.run("useradd", "alice")
+    done = running.run("coral-reef", "status", user="alice", check=False)
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr == (
+        "coral-reef: this user may not use the appliance in /var/lib/coral-reef: try with sudo, or join the group "
+        "('sudo usermod --append --groups coral-reef $USER', then log in again)\n"
+    )
+    for command in (("reload",), ("worker", "restart", "text-1"), ("model", "load", "coral-reef-chat")):
+        assert running.run("coral-reef", *command, user="alice", check=False).returncode == 77, command
+    running.run("usermod", "--append", "--groups", "coral-reef", "alice")
+    assert running.out("coral-reef", "status", user="alice").startswith("Coral-Reef ")
+
+
+def test_a_supervisor_that_cannot_be_reached(running: Machine) -> None:
+    """Its own watchdog finds out, though its loop turns."""
+    wait_until_ready(running)
+    supervisor = main_pid(running, SUPERVISOR)
+    (running.root / "run/coral-reef/supervisor/control.sock").unlink()
+    wait_until_gone(supervisor, within_s=60)
+    wait_until_ready(running)
+    assert "the control socket does not answer" in running.journal("all", f"--unit={SUPERVISOR}")
+    served(running)
 
 
 def test_what_polkit_lets_the_supervisor_do(running: Machine) -> None:
