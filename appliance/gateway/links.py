@@ -12,6 +12,7 @@ from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
+    EventsLost,
     Failure,
     Finished,
     FromSupervisor,
@@ -23,7 +24,10 @@ from appliance.wire.messages import (
     Progress,
     Status,
     StatusRequest,
+    Subscribe,
+    SystemChanged,
     Tokens,
+    Topic,
     Usage,
 )
 
@@ -45,11 +49,18 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+        self,
+        path: str,
+        *,
+        patience_s: float = 10.0,
+        queue_s: float = 10.0,
+        answer_s: float = 5.0,
+        on_reloaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
+        `on_reloaded` is called when it has, or may have, read the owner's files again."""
         self._path, self._patience_s = path, patience_s
-        self._queue_s, self._answer_s = queue_s, answer_s
+        self._queue_s, self._answer_s, self._on_reloaded = queue_s, answer_s, on_reloaded
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -154,7 +165,7 @@ class SupervisorLink:
         return self._connection
 
     async def _run(self) -> None:
-        said = ""
+        said, first = "", True
         while True:
             try:
                 connection = await connect(self._path, FromSupervisor, name="gateway")
@@ -167,6 +178,10 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
+            connection.post(Subscribe(topics=[Topic.SYSTEM]))
+            if not first:  # a supervisor that has started has read them too
+                self._on_reloaded()
+            first = False
             try:
                 while True:
                     self._take(await connection.receive())
@@ -185,8 +200,12 @@ class SupervisorLink:
                 if self._recent is not None and self._recent.done():
                     self._recent = None
 
-    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
+    def _take(
+        self, message: LeaseQueued | LeaseGranted | Failure | Status | SystemChanged | EventsLost
+    ) -> None:
         match message:
+            case SystemChanged(event="reloaded") | EventsLost():
+                self._on_reloaded()
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:
                     self._on_queued[request_id](position)

@@ -70,7 +70,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.WORKER_MEMORY: Sort(
         Severity.ERROR,
-        "Raise text.memory_limit_mib in appliance.toml, or lower text.slots, text.context_tokens or text.cache_mib.",
+        "Lower text.slots, text.context_tokens or text.cache_mib in appliance.toml, or load a smaller model; if the machine has "
+        "more memory, raise text.memory_limit_mib.",
     ),
 }
 

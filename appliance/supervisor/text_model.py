@@ -48,7 +48,9 @@ LOOK_S = 0.05
 class Workers(Protocol):
     """What the supervisor does with workers."""
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper: ...
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper: ...
 
     async def stop(self, worker: str) -> None: ...
 
@@ -227,7 +229,8 @@ class TextModel:
             spec = self._plan(worker, model)
         except InferenceError:
             spec = self._spec(worker, model)  # the keeper asks again, and says what is wrong
-        return worker, self._workers.start(spec, lambda: self._plan(worker, model))
+        limit_bytes = self._settings.memory_limit_mib << 20
+        return worker, self._workers.start(spec, lambda: self._plan(worker, model), limit_bytes)
 
     def _plan(self, worker: str, model: str) -> WorkerSpec:
         """What a worker is told, as the library is now."""

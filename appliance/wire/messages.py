@@ -474,6 +474,6 @@ FromSupervisor = (
 )
 ToWorker = Hello | Generate | Cancel
 FromWorker = Hello | Failure | Tokens | Progress | Finished
-ToForkserver = Spawn
+ToForkserver = Spawn | Hello
 FromForkserver = Hello | Spawned | Exited
 FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed

@@ -125,6 +125,11 @@ def report(pipe: int) -> Message:
             return found[0]
 
 
+def test_a_sign_of_life(forkserver: Forkserver) -> None:
+    forkserver.socket.sendall(encode(Hello(name="supervisor")) * 2)
+    assert [forkserver.next(), forkserver.next()] == [Hello(name="forkserver")] * 2
+
+
 def test_workers_whose_model_is_not_right(forkserver: Forkserver, folder: Path) -> None:
     missing = spec(folder, model_path=str(folder / "none.gguf"))
     changed = spec(folder, name="text-2", model_sha256="0" * 64)
