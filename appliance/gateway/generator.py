@@ -57,12 +57,11 @@ class LeasedGeneration:
             on_text(text)
 
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            writing = asyncio.ensure_future(self._worker.generate(request, tell, on_progress))
-            if self._cancelled:
-                await asyncio.sleep(0)  # let it send the request before the cancel
-                self._worker.cancel(self._request_id)
             try:
-                finished = await writing
+                end = self._worker.generate(request, tell, on_progress)
+                if self._cancelled:
+                    self._worker.cancel(self._request_id)
+                finished = await end
             except GenerationFailed as error:
                 if error.code != WORKER_LOST or said or self._cancelled or attempt == PLACE_ATTEMPTS:
                     raise

@@ -228,21 +228,20 @@ class WorkerLink:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def generate(
+    def generate(
         self, request: Generate, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]
-    ) -> Finished:
-        """One reply. GenerationFailed when the worker dies or its engine gives up."""
+    ) -> asyncio.Future[Finished]:
+        """Begins one reply, so that from now on `cancel` reaches it. GenerationFailed, at once or as its end, when the worker is
+        dead or dies, or when its engine gives up."""
         if not self.alive:
             raise _lost(self._name)
-        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
         try:
-            try:
-                self._connection.post(request)
-            except FrameError as error:
-                raise GenerationFailed(str(error)) from error
-            return await stream.end
-        finally:
-            self._streams.pop(request.request_id, None)
+            self._connection.post(request)
+        except FrameError as error:
+            raise GenerationFailed(str(error)) from error
+        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
+        stream.end.add_done_callback(lambda _: self._streams.pop(request.request_id, None))
+        return stream.end
 
     def cancel(self, request_id: str) -> None:
         if self.alive and request_id in self._streams:
