@@ -44,7 +44,10 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 """
 
 
-#: The errors of each operation, beside 401 wherever a key is needed.
+#: What may become of any request below the application (see `protocols`).
+ERRORS_OF_ALL = (408, 431)
+
+#: The errors of each operation beside those, and 401 wherever a key is needed.
 ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/api/v1/chat"): (400, 404, 413, 502, 503),
     ("post", "/api/v1/chat/stream"): (400, 404, 413, 503),
@@ -68,7 +71,7 @@ def describe(app: Litestar) -> dict[str, Any]:
     found["components"]["schemas"].update(components)
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
-            errors = [*ERRORS[method, path], *([401] if operation.get("security") else [])]
+            errors = [*ERRORS_OF_ALL, *ERRORS[method, path], *([401] if operation.get("security") else [])]
             kept = {status: each for status, each in operation["responses"].items() if status < "400"}
             operation["responses"] = kept | {str(status): _problem(status) for status in sorted(errors)}
     health = found["paths"]["/health"]["get"]["responses"]
