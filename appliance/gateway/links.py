@@ -12,6 +12,7 @@ from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
+    EventsLost,
     Failure,
     Finished,
     FromSupervisor,
@@ -21,11 +22,17 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Progress,
+    RepairChanged,
     Status,
     StatusRequest,
+    Subscribe,
     Tokens,
+    Topic,
     Usage,
+    WorkerChanged,
 )
+
+from .events import Events
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +52,19 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+        self,
+        path: str,
+        *,
+        patience_s: float = 10.0,
+        queue_s: float = 10.0,
+        answer_s: float = 5.0,
+        events: Events | None = None,
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
+        `events` is told what happens to repairs and workers."""
         self._path, self._patience_s = path, patience_s
         self._queue_s, self._answer_s = queue_s, answer_s
+        self._events = events
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -167,6 +182,8 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
+            if self._events is not None:
+                connection.post(Subscribe(topics=[Topic.REPAIR, Topic.WORKER]))
             try:
                 while True:
                     self._take(await connection.receive())
@@ -185,8 +202,14 @@ class SupervisorLink:
                 if self._recent is not None and self._recent.done():
                     self._recent = None
 
-    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
+    def _take(
+        self,
+        message: LeaseQueued | LeaseGranted | Failure | Status | RepairChanged | WorkerChanged | EventsLost,
+    ) -> None:
         match message:
+            case RepairChanged() | WorkerChanged() | EventsLost():
+                if self._events is not None:
+                    self._events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:
                     self._on_queued[request_id](position)

@@ -40,6 +40,10 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <code>system {{event: "progress", data: {{request_id, done, total}}}}</code> while a long conversation is read (tokens),
 <code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
+<tr><th>an administrator too</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what, advice,
+fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
+...}}}}</code> (as in <code>/api/v1/system/status</code>) when a worker changes its state; <code>system {{event: "events_lost",
+data: {{count}}}}</code> in place of those that you were too slow for: ask for the status then</td></tr>
 </table>
 """
 
