@@ -28,7 +28,6 @@ from appliance.storage.database import Database
 
 from . import rest, websocket
 from .auth import Authentication
-from .events import Events
 from .generator import LeasedGenerator
 from .links import SupervisorLink
 from .pages import docs, openapi_json
@@ -43,7 +42,6 @@ async def nothing_here(request: Request[Any, Any, Any]) -> None:
 
 def create_app(paths: Paths, appliance: Appliance) -> Litestar:
     """The application of one gateway process."""
-    events = Events()
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -53,7 +51,7 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             try:
                 conversations = ConversationStore(thread, Conversations(database))
                 supervisor = SupervisorLink(
-                    str(paths.control_socket), queue_s=appliance.scheduler.queue_timeout_s, events=events
+                    str(paths.control_socket), queue_s=appliance.scheduler.queue_timeout_s
                 )
                 supervisor.start()
                 generator = LeasedGenerator(supervisor)
@@ -92,9 +90,6 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
         found: ConversationStore = state.conversations
         return found
 
-    async def system_events() -> Events:
-        return events
-
     async def generator(state: State) -> LeasedGenerator:
         found: LeasedGenerator = state.generator
         return found
@@ -114,7 +109,6 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             "chat_settings": Provide(chat_settings),
             "conversations": Provide(conversations),
             "generator": Provide(generator),
-            "system_events": Provide(system_events),
         },
         openapi_config=OpenAPIConfig(
             title="Coral-Reef",

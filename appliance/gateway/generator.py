@@ -20,6 +20,7 @@ from appliance.wire.messages import (
     Usage,
 )
 
+from .events import Events
 from .links import WORKER_LOST, SupervisorLink, WorkerLink
 
 #: How often a place is asked for when its worker is gone before its first word, and the pause between, growing: a second in all.
@@ -124,6 +125,11 @@ class LeasedGenerator:
     def connected(self) -> bool:
         """Whether the supervisor can be reached."""
         return self._supervisor.connected
+
+    @property
+    def events(self) -> Events:
+        """What the supervisor tells of repairs and workers."""
+        return self._supervisor.events
 
     async def status(self) -> Status:
         """What the supervisor knows."""

@@ -52,19 +52,13 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self,
-        path: str,
-        *,
-        patience_s: float = 10.0,
-        queue_s: float = 10.0,
-        answer_s: float = 5.0,
-        events: Events | None = None,
+        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
-        `events` is told what happens to repairs and workers."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
         self._path, self._patience_s = path, patience_s
         self._queue_s, self._answer_s = queue_s, answer_s
-        self._events = events
+        #: What happens to repairs and workers, for who listens.
+        self.events = Events()
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -182,8 +176,7 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
-            if self._events is not None:
-                connection.post(Subscribe(topics=[Topic.REPAIR, Topic.WORKER]))
+            connection.post(Subscribe(topics=[Topic.REPAIR, Topic.WORKER]))
             try:
                 while True:
                     self._take(await connection.receive())
@@ -208,8 +201,7 @@ class SupervisorLink:
     ) -> None:
         match message:
             case RepairChanged() | WorkerChanged() | EventsLost():
-                if self._events is not None:
-                    self._events.publish(message)
+                self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:
                     self._on_queued[request_id](position)

@@ -29,6 +29,7 @@ from .envelope import (
     write,
 )
 from .events import Events
+from .generator import LeasedGenerator
 from .rest import question
 
 CallerSocket = WebSocket[Caller, None, Any]
@@ -187,9 +188,9 @@ async def chat_socket(
     socket: CallerSocket,
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
-    system_events: NamedDependency[Events],
+    generator: NamedDependency[LeasedGenerator],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, chat_settings, system_events).run()
+    await _Session(socket, chat_service, chat_settings, generator.events).run()
