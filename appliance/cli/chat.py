@@ -24,7 +24,7 @@ SILENCE_TIMEOUT_S = 60.0
 HELP = """\
 /persona NAME   talk to somebody else        /new    begin a new conversation
 /personas       who there is to talk to      /quit   end (or Ctrl-D)
-Ctrl-C while a reply is written cancels it."""
+Ctrl-C cancels a reply, also one that still waits."""
 
 
 def add_parser(commands: Any) -> None:
@@ -211,10 +211,45 @@ def _command(conversation: Conversation, line: str, names: dict[str, str]) -> No
         print(HELP)
 
 
+class _Notice:
+    """A few words behind what was printed, until something else is; only where somebody looks at a terminal."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted and sys.stdout.isatty()
+        self._shown = ""
+
+    def __enter__(self) -> _Notice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show("")
+
+    def show(self, text: str) -> None:
+        """In the place of what was shown before."""
+        if not self._wanted or text == self._shown:
+            return
+        back = "\b" * len(self._shown)
+        print(f"{back}{' ' * len(self._shown)}{back}{text}", end="", flush=True)
+        self._shown = text
+
+
+def _notice_of(event: dict[str, Any]) -> str:
+    """What the reply waits for."""
+    payload = event["payload"]
+    data = payload.get("data") or {}
+    match event["type"], payload.get("event"):
+        case "system", "queued":
+            return f"[place {data['position']} in the queue]"
+        case "system", "progress":
+            return f"[reading, {100 * data['done'] // max(data['total'], 1)} %]"
+    return ""
+
+
 def _say(conversation: Conversation, message: str, *, as_json: bool) -> int:
     """Asks and prints the reply as it comes. Leaving early (Ctrl-C) closes the stream, which cancels the reply."""
-    with contextlib.closing(conversation.ask(message)) as events:
+    with contextlib.closing(conversation.ask(message)) as events, _Notice(wanted=not as_json) as notice:
         for event in events:
+            notice.show(_notice_of(event))
             if as_json:
                 print(msgspec.json.encode(event).decode(), flush=True)
             payload = event["payload"]

@@ -12,6 +12,9 @@ from msgspec import Meta
 
 from appliance.chat.errors import ChatError
 from appliance.chat.replies import Done, Progress, Queued, Started, Text
+from appliance.wire.messages import EventsLost, RepairChanged, WorkerChanged
+
+from .events import SystemEvent
 
 _encode = msgspec.json.Encoder().encode
 
@@ -118,13 +121,28 @@ def of_event(event: Started | Queued | Progress | Text | Done, request_id: str) 
             return write("done", {"request_id": request_id, "usage": usage, "finish_reason": reason})
         case Progress(done=done, total=total):
             data = {"request_id": request_id, "done": done, "total": total}
-            return write("system", {"event": "progress", "data": data})
+            return _system("progress", data)
         case Started(session_id=session_id, persona_id=persona_id):
             data = {"request_id": request_id, "session_id": session_id, "persona_id": persona_id}
-            return write("system", {"event": "request_started", "data": data})
+            return _system("request_started", data)
         case Queued(position=position):
             waiting = {"request_id": request_id, "position": position}
-            return write("system", {"event": "queued", "data": waiting})
+            return _system("queued", waiting)
+
+
+def of_system_event(event: SystemEvent) -> bytes:
+    """The message of something that happened to the appliance."""
+    match event:
+        case RepairChanged(repair=repair, gone=gone):
+            return _system("repair", {**msgspec.structs.asdict(repair), "gone": gone})
+        case WorkerChanged(worker=worker):
+            return _system("worker", msgspec.structs.asdict(worker))
+        case EventsLost(count=count):
+            return _system("events_lost", {"count": count})
+
+
+def _system(event: str, data: dict[str, Any]) -> bytes:
+    return write("system", {"event": event, "data": data})
 
 
 def of_error(error: ChatError, request_id: str | None) -> bytes:

@@ -14,6 +14,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from appliance.chat.errors import BadMessage, ChatError, Unavailable
 from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
+from appliance.identity.roles import Role
 
 from .auth import SUBPROTOCOL, Caller
 from .envelope import (
@@ -23,9 +24,12 @@ from .envelope import (
     PingMessage,
     of_error,
     of_event,
+    of_system_event,
     read_client_message,
     write,
 )
+from .events import Events
+from .generator import LeasedGenerator
 from .rest import question
 
 CallerSocket = WebSocket[Caller, None, Any]
@@ -46,27 +50,38 @@ RESTARTING = 1012
 class _Session:
     """One connection: its replies, and who may write to it."""
 
-    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings) -> None:
-        self._socket, self._chat, self._settings = socket, chat, settings
+    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings, events: Events) -> None:
+        self._socket, self._chat, self._settings, self._events = socket, chat, settings, events
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     async def run(self) -> None:
         """Takes messages until the client goes; its replies are cancelled then."""
-        stopping = asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")
+        beside = [asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")]
+        if self._socket.user.role is Role.ADMIN:
+            beside.append(asyncio.create_task(self._tell_of_the_system(), name="events of a WebSocket"))
         try:
             while True:
                 await self._take(await self._receive())
         except WebSocketDisconnect:
             pass  # a client ends its connection when it likes
         finally:
-            stopping.cancel()
             for reply in self._replies.values():
                 reply.cancel()
-            for task in self._tasks:
+            for task in (*beside, *self._tasks):
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*beside, *self._tasks, return_exceptions=True)
+
+    async def _tell_of_the_system(self) -> None:
+        """What happens to repairs and workers: not for everybody's ears."""
+        with self._events.listening() as listener:
+            while True:
+                event = await listener.next()
+                try:
+                    await self._send(of_system_event(event))
+                except WebSocketDisconnect:
+                    return  # `run` hears of it too, and ends
 
     async def _close_when_stopping(self) -> None:
         """When the server stops: no new replies, those under way may end, then the connection does."""
@@ -170,9 +185,12 @@ class _Session:
 
 @websocket("/ws")
 async def chat_socket(
-    socket: CallerSocket, chat_service: NamedDependency[Chat], chat_settings: NamedDependency[ChatSettings]
+    socket: CallerSocket,
+    chat_service: NamedDependency[Chat],
+    chat_settings: NamedDependency[ChatSettings],
+    generator: NamedDependency[LeasedGenerator],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, chat_settings).run()
+    await _Session(socket, chat_service, chat_settings, generator.events).run()

@@ -36,12 +36,8 @@ TEMPLATE_TOKENS_PER_TURN = 16
 TEMPLATE_TOKENS = 128
 
 
-class _Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
 class _Choice(msgspec.Struct, frozen=True):
-    delta: _Delta
+    text: str = ""
     finish_reason: str | None = None
 
 
@@ -69,7 +65,7 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class _Chunk(msgspec.Struct, frozen=True):
-    """The parts that matter of a chunk of `/v1/chat/completions`."""
+    """The parts that matter of a chunk of `/v1/completions`: progress of the prompt, a token, or the end with the usage."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -154,7 +150,7 @@ class TextEngine:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.ui = False
-        # No tools are offered yet, so nothing is to be parsed out of the text; that parser reads a reply again at each token.
+        # The chat template writes prompts, nothing is to be parsed out of the replies.
         params.force_pure_content_parser = True
         params.verbosity = -1
         #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
@@ -203,7 +199,7 @@ class TextEngine:
         moment says nothing of the model."""
         words = min(prefill.STEPS * self.batch_tokens, self.context_tokens // 2)
         body = {
-            "messages": [{"role": "user", "content": "tide " * words}],
+            "prompt": "tide " * words,
             "stream": True,
             "return_progress": True,
             "max_tokens": 1,
@@ -221,7 +217,7 @@ class TextEngine:
             return len(seen) > 1 and time.monotonic() - began > prefill.MEASURE_S
 
         try:
-            self._server.handle_chat_completions(_json.encode(body), take)
+            self._server.handle_completions(_json.encode(body), take)
         except RuntimeError as error:
             raise EngineFailed(f"the engine refused the request: {error}") from error
         steps = [
@@ -239,7 +235,7 @@ class TextEngine:
         progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Finished:
         """Writes one reply: calls `emit` with each piece of text and `progress` with the tokens of the prompt that were read, of
-        how many; asks `cancelled` between tokens and prompt steps.
+        how many; asks `cancelled` after each token and each step of the prompt.
 
         Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
         message does not fit; EngineFailed when the engine gives up.
@@ -249,7 +245,10 @@ class TextEngine:
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {
-            "messages": turns,
+            # Not `messages`: of a chat completion the engine says nothing at tokens without text (those that are not shown, and
+            # text that may become a stop string), and a reply of them could neither be cancelled nor told from a stall. Of a
+            # completion it is silent only in the middle of a character.
+            "prompt": self._post("/apply-template", {"messages": turns})["prompt"],
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_progress": True,
@@ -282,22 +281,22 @@ class TextEngine:
                 failure = chunk.error
                 return True
             for choice in chunk.choices:
-                if choice.delta.content:
-                    written += 1
-                    emit(choice.delta.content)
+                if choice.text:
+                    emit(choice.text)
                 reason = choice.finish_reason or reason
+            if chunk.usage is not None:
+                usage = chunk.usage
+                return False
             if chunk.prompt_progress is not None:
                 reading = chunk.prompt_progress
                 progress(reading.processed, reading.total)
-            if chunk.usage is not None:
-                usage = chunk.usage
-            elif cancelled():
-                stopped = True
-                return True
-            return False
+            else:
+                written += 1
+            stopped = cancelled()
+            return stopped
 
         try:
-            self._server.handle_chat_completions(_json.encode(body), take)
+            self._server.handle_completions(_json.encode(body), take)
         except RuntimeError as error:
             raise EngineFailed(f"the engine refused the request: {error}") from error
         if failure is not None:

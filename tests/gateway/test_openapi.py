@@ -137,6 +137,7 @@ async def test_errors_are_problems(served: Served) -> None:
         ("get", "/api/v1/chat/history/{session_id}", {}, 404),
         ("delete", "/api/v1/chat/history/{session_id}", {}, 404),
         ("get", "/api/v1/personas", {"headers": {"Authorization": ""}}, 401),
+        ("get", "/health", {"headers": {"X-Long": "x" * 40_000}}, 431),
     ]
     for method, path, more, status in tried:
         response = await served.client.request(method, path.replace("{session_id}", "none"), **more)

@@ -18,7 +18,7 @@ import pytest
 from tests.waiting import wait_for, wait_until
 
 from .booted import COMMAND, ROOT, Booted, booted, command, configure, environment
-from .talk import chat_message, receive, receive_reply, text_of, websocket
+from .talk import chat_message, receive, receive_reply, receive_system_event, text_of, websocket
 from .test_gateways import Load
 
 pytestmark = pytest.mark.system
@@ -278,3 +278,27 @@ def test_the_log_is_read_from_another_terminal(appliance: Booted) -> None:
 def _opened(pid: int, appliance: Booted) -> bool:
     file = appliance.state / "logs/coral-reef.log"
     return file in {each.resolve() for each in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+async def test_an_administrator_hears_of_it_at_once(endless: Booted) -> None:
+    """Over the WebSocket, of a worker that is started anew and of a configuration that is refused."""
+    worker = await asyncio.to_thread(endless.worker_pid)
+    file = endless.state / "etc/appliance.toml"
+    before = file.read_text("utf-8")
+    async with websocket(endless) as socket, asyncio.timeout(HEALED_WITHIN_S):
+        await socket.send('{"type": "ping", "payload": {}}')
+        assert (await receive(socket))["type"] == "pong"
+        os.kill(worker, signal.SIGKILL)
+        states = []
+        while "ready" not in states:
+            changed = await receive_system_event(socket, "worker")
+            assert changed["name"] == "text-1"
+            states.append(changed["state"])
+        assert states == ["waiting", "starting", "ready"]
+        file.write_text(before + "\n[scheduler]\nqueue_limit = 0\n", "utf-8")
+        assert (await asyncio.to_thread(command, endless, "reload")).returncode == 78
+        repair = await receive_system_event(socket, "repair")
+        assert (repair["id"], repair["gone"]) == ("configuration_refused:files", False)
+        file.write_text(before, "utf-8")
+        assert (await asyncio.to_thread(command, endless, "reload")).returncode == 0
+        assert await receive_system_event(socket, "repair") == {**repair, "gone": True}
