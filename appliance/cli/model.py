@@ -130,12 +130,13 @@ def show(model: models.Model, head: Gguf) -> None:
     entry = model.entry
     lines = [
         ("model", f"{model.name} ({'ships with Coral-Reef' if model.shipped else 'yours'})"),
+        ("adapter of", entry.base),
         ("title", head.name),
         (
             "architecture",
             ", ".join(filter(None, (head.architecture, _count(head.parameters), head.quantisation))),
         ),
-        ("window", f"{head.context_tokens} tokens" if head.context_tokens else "the file does not say"),
+        ("window", "" if entry.base else _window(head.context_tokens)),
         ("size", f"{size(entry.size_bytes)} ({entry.size_bytes} bytes)"),
         ("SHA-256", entry.sha256),
         ("file", str(model.path)),
@@ -143,7 +144,12 @@ def show(model: models.Model, head: Gguf) -> None:
     for label, text in lines:
         if text:
             print(f"{label:<14}{printable(text)}")
-    print("chat template " + template(head.chat_template))
+    if not entry.base:
+        print("chat template " + template(head.chat_template))
+
+
+def _window(tokens: int) -> str:
+    return f"{tokens} tokens" if tokens else "the file does not say"
 
 
 def template(text: str) -> str:

@@ -26,6 +26,7 @@ from appliance.wire.messages import (
     Status,
     StatusRequest,
     Subscribe,
+    SystemChanged,
     Tokens,
     Topic,
     Usage,
@@ -52,11 +53,18 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+        self,
+        path: str,
+        *,
+        patience_s: float = 10.0,
+        queue_s: float = 10.0,
+        answer_s: float = 5.0,
+        on_reloaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
+        `on_reloaded` is called when it has, or may have, read the owner's files again."""
         self._path, self._patience_s = path, patience_s
-        self._queue_s, self._answer_s = queue_s, answer_s
+        self._queue_s, self._answer_s, self._on_reloaded = queue_s, answer_s, on_reloaded
         #: What happens to repairs and workers, for who listens.
         self.events = Events()
         self._connection: Connection[Any] | None = None
@@ -163,7 +171,7 @@ class SupervisorLink:
         return self._connection
 
     async def _run(self) -> None:
-        said = ""
+        said, first = "", True
         while True:
             try:
                 connection = await connect(self._path, FromSupervisor, name="gateway")
@@ -176,7 +184,10 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
-            connection.post(Subscribe(topics=[Topic.REPAIR, Topic.WORKER]))
+            connection.post(Subscribe(topics=[Topic.REPAIR, Topic.SYSTEM, Topic.WORKER]))
+            if not first:  # a supervisor that has started has read them too
+                self._on_reloaded()
+            first = False
             try:
                 while True:
                     self._take(await connection.receive())
@@ -197,10 +208,22 @@ class SupervisorLink:
 
     def _take(
         self,
-        message: LeaseQueued | LeaseGranted | Failure | Status | RepairChanged | WorkerChanged | EventsLost,
+        message: LeaseQueued
+        | LeaseGranted
+        | Failure
+        | Status
+        | RepairChanged
+        | SystemChanged
+        | WorkerChanged
+        | EventsLost,
     ) -> None:
         match message:
-            case RepairChanged() | WorkerChanged() | EventsLost():
+            case SystemChanged(event="reloaded"):
+                self._on_reloaded()
+            case RepairChanged() | WorkerChanged():
+                self.events.publish(message)
+            case EventsLost():
+                self._on_reloaded()
                 self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:

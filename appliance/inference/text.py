@@ -12,9 +12,10 @@ import importlib.metadata
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generat
 
 from . import prefill
 from .errors import AdapterUnknown, EngineFailed, PromptTooLong
+from .gguf import read_gguf, read_shapes
+from .lora import write_null
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -98,6 +101,12 @@ def _installed_build() -> EngineBuild:
 _BUILD = _installed_build()
 
 
+def _adapter(xllamacpp: Any, path: Path) -> Any:
+    info = xllamacpp.CommonAdapterLoraInfo()
+    info.path, info.scale = str(path), 0.0
+    return info
+
+
 def engine_build() -> EngineBuild:
     """Which build of the engine this process has. Uses the engine: never to be called before a fork."""
     import xllamacpp
@@ -119,8 +128,10 @@ class TextEngine:
         context_tokens: int,
         batch_tokens: int,
         cache_mib: int,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        """`batch_tokens` 0: measured, so that a step takes at most 250 ms (see `prefill`); else at least `slots`."""
+        """`adapters` by name: EngineFailed when one does not fit the model. `batch_tokens` 0: measured, so that a step takes at
+        most 250 ms (see `prefill`); else at least `slots`."""
         import xllamacpp
 
         self._socket = str(folder / "engine.sock")
@@ -146,8 +157,15 @@ class TextEngine:
         #: costs a count now and then and no harm, since only their growth matters.
         self.steps = 0
         self.pace_s = 0.0
-        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
-        self.adapters: tuple[str, ...] = ()
+        #: Names of the adapters that were loaded with the model. In the engine the last one is that of zeros: see `lora`.
+        self.adapters = tuple(adapters)
+        if adapters:
+            first = next(iter(adapters.values()))
+            null = folder / "null.gguf"
+            write_null(read_shapes(first), read_gguf(first).architecture, null)
+            params.lora_adapters = [_adapter(xllamacpp, path) for path in (*adapters.values(), null)]
+            params.lora_init_without_apply = True
+            params.cache_ram_mib = 0  # the memory of prompts seen before does not tell adapters apart
         self._server: Any = None
         self._load(params, max(batch_tokens or prefill.LARGEST, slots))
         properties = self._get("/props")
@@ -186,6 +204,7 @@ class TextEngine:
             "return_progress": True,
             "max_tokens": 1,
             "cache_prompt": False,
+            **self._scales(""),
         }
         parallel = min(threads, available_cores())
         began = time.monotonic()
@@ -238,6 +257,7 @@ class TextEngine:
             "top_p": sampling.top_p,
             "stop": sampling.stop,
             "cache_prompt": True,
+            **self._scales(request.adapter),
             # Never `id_slot`: with the prompt cache on, two sessions pinned to one slot overwrite each other's KV.
         }
         if sampling.seed is not None:
@@ -302,6 +322,13 @@ class TextEngine:
                 cached_tokens=usage.prompt_tokens_details.cached_tokens,
             ),
         )
+
+    def _scales(self, adapter: str) -> dict[str, object]:
+        """What says that this adapter is used and no other; empty for the one of zeros."""
+        if not self.adapters:
+            return {}
+        number = self.adapters.index(adapter) if adapter else len(self.adapters)
+        return {"lora": [{"id": number, "scale": 1.0}]}
 
     def count(self, turns: list[Turn]) -> int:
         """Tokens of a conversation in the model's chat template, the reply's opening included."""

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    ADAPTER_UNUSABLE = "adapter_unusable"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -57,6 +58,11 @@ SORTS: dict[Kind, Sort] = {
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
     ),
+    Kind.ADAPTER_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the adapter again ('coral-reef model add FILE --for MODEL --name NAME --replace') or remove it "
+        "('coral-reef model remove NAME'), then 'coral-reef model load MODEL'. The model itself is not affected.",
+    ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,
         "Look at the log for the reason. A model or a setting that was changed last is the likeliest one.",
@@ -64,7 +70,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.WORKER_MEMORY: Sort(
         Severity.ERROR,
-        "Raise text.memory_limit_mib in appliance.toml, or lower text.slots, text.context_tokens or text.cache_mib.",
+        "Lower text.slots, text.context_tokens or text.cache_mib in appliance.toml, or load a smaller model; if the machine has "
+        "more memory, raise text.memory_limit_mib.",
     ),
 }
 

@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +31,7 @@ from appliance.wire.messages import (
     WorkerStatus,
 )
 
-from .cgroups import Group, Groups
+from .cgroups import Group, Groups, machine_oom_kills
 from .errors import ForkserverFailed, RestartFailed
 from .forkserver import Forkserver
 
@@ -45,8 +46,10 @@ NEXT: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STOPPING: frozenset(),
 }
 
-#: A restart waits this long at most, however often it failed.
+#: A restart waits this long at most, however often it failed; after a life in which it could be used, so long that requests,
+#: which wait ten seconds for it, are still there.
 RESTART_DELAY_LIMIT_S = 30.0
+READY_RESTART_DELAY_LIMIT_S = 5.0
 
 #: However little the owner allows, and however often it doubles: 2**1024 is more than a float holds.
 RESTART_DELAY_FLOOR_S = 0.05
@@ -79,7 +82,9 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
+    def worker_ready(
+        self, name: str, *, model: str, slots: int, adapters: Collection[str], refused: Mapping[str, str]
+    ) -> None: ...
 
     def closing(self, worker: str) -> int: ...
 
@@ -136,13 +141,15 @@ class WorkerKeeper:
         #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
         self.failure_code = ""
         self._engine: EngineBuild | None = None
-        self._asked = False
+        self._asked = self._was_ready = False
         self._hurry = asyncio.Event()
         self._entered = asyncio.Event()
         self._lives = 0
         self._short_lives = 0
-        #: Whether it was killed for its memory and has not lived within it for long since.
-        self.outgrew = False
+        #: What is to be said of its memory: it was killed for it, and has not lived within it for long since. Else empty.
+        self.outgrew = ""
+        # Of the last two looks: it may have counted this worker's end some moments before we hear of it.
+        self._machine_oom_kills: deque[int] = deque(maxlen=2)
         self._steps, self._step_s, self._stepped = 0, 0.0, clock()
         self._exited: asyncio.Future[int] | None = None
 
@@ -181,13 +188,14 @@ class WorkerKeeper:
         """Starts the worker again whenever it ends; returns only by cancellation, with the worker stopped."""
         try:
             while True:
-                self._asked = False
+                self._asked = self._was_ready = False
                 await self._once()
                 self._restarts += 1
                 if self._asked:
                     continue
                 delay = self.restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
-                delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
+                limit = READY_RESTART_DELAY_LIMIT_S if self._was_ready else RESTART_DELAY_LIMIT_S
+                delay = min(max(delay, RESTART_DELAY_FLOOR_S), max(limit, self.restart_delay_s))
                 self._failures += 1
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -221,6 +229,16 @@ class WorkerKeeper:
         if self._state is not WorkerState.READY:
             raise RestartFailed(f"worker {self.spec.name} is {self._state}: {self._detail}")
 
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Another limit, for the life that is and those that follow; what was said of the one before is over."""
+        if limit_bytes == self.memory_limit_bytes:
+            return
+        self.memory_limit_bytes, self.outgrew = limit_bytes, ""
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # its resident set is looked at all the same
+                self._group.limit_memory(limit_bytes)
+        self._events.worker_changed(self.spec.name)
+
     def exited(self, pid: int, status: int) -> None:
         """The forkserver says that a worker of this process id ended."""
         if pid == self._pid and self._exited is not None and not self._exited.done():
@@ -231,6 +249,7 @@ class WorkerKeeper:
         loop = asyncio.get_running_loop()
         before = self._detail
         self._lives += 1
+        self._machine_oom_kills.append(machine_oom_kills())
         self._enter(WorkerState.STARTING, "")
         try:
             self.spec = self._plan()
@@ -286,6 +305,8 @@ class WorkerKeeper:
         settled = self._state in (WorkerState.READY, WorkerState.DRAINING) and lived_s > SETTLED_S
         if self._group is not None and self._group.oom_kills():
             problem = self._outgrown("the kernel ended it")
+        elif not problem and describe_exit(status) == "ended by SIGKILL" and self._memory_was_short():
+            self.outgrew = problem = "ended by the kernel: there was no memory left for it"
         self._pid = 0
         self._events.worker_gone(self.spec.name)
         if self._asked:
@@ -304,6 +325,7 @@ class WorkerKeeper:
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
         self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
         self._enter(WorkerState.READY, "")
+        self._was_ready = True
         log.info(
             "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
             name,
@@ -312,7 +334,13 @@ class WorkerKeeper:
             ready.context_tokens,
             ready.load_s,
         )
-        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
+        self._events.worker_ready(
+            name,
+            model=self.spec.model,
+            slots=self.spec.slots,
+            adapters=ready.adapters,
+            refused=ready.refused,
+        )
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
         try:
@@ -328,7 +356,7 @@ class WorkerKeeper:
 
     def _fits(self) -> None:
         """It has lived within its memory for long enough."""
-        self.outgrew = False
+        self.outgrew = ""
         self._events.worker_changed(self.spec.name)
 
     async def _guard(self, reports: asyncio.Queue[Message | None]) -> str:
@@ -339,6 +367,7 @@ class WorkerKeeper:
             if done:
                 return ""
             self._hear(reports)
+            self._machine_oom_kills.append(machine_oom_kills())
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
             if limit and used > limit:
@@ -364,8 +393,13 @@ class WorkerKeeper:
         return max(STALL_FLOOR_S, STALL_STEPS * self._step_s)
 
     def _outgrown(self, how: str) -> str:
-        self.outgrew = True
-        return f"{how}: its memory limit is {self.memory_limit_bytes >> 20} MiB"
+        limit = f"{self.memory_limit_bytes >> 20} MiB"
+        self.outgrew = f"needed more than its {limit} of memory"
+        return f"{how}: its memory limit is {limit}"
+
+    def _memory_was_short(self) -> bool:
+        """Whether the kernel ended something for want of memory just now: a worker that was killed then was that."""
+        return machine_oom_kills() > self._machine_oom_kills[0]
 
     def _read_pipe(
         self, read: int, decoder: Decoder[Message], reports: asyncio.Queue[Message | None]

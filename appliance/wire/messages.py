@@ -369,6 +369,15 @@ class Finished(Message, frozen=True, kw_only=True):
 # --- forkserver and worker pipe -----------------------------------------------------------------------------------
 
 
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter for a worker's model."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker needs to know. `folder` is its own, mode 0700; `socket` is where gateways connect."""
 
@@ -385,6 +394,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     batch_tokens: int  # 0: measured
     cache_mib: int
+    adapters: list[AdapterFile] = []
 
 
 class Spawn(Message, frozen=True, kw_only=True):
@@ -410,12 +420,13 @@ class Exited(Message, frozen=True, kw_only=True):
 class WorkerReady(Message, frozen=True, kw_only=True):
     """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
     a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model."""
+    with the model, `refused` those that were not, each with the reason."""
 
     context_tokens: int
     load_s: float
     engine: EngineBuild | None = None
     adapters: list[str] = []
+    refused: dict[str, str] = {}
     batch_tokens: int = 0
     step_s: float = 0.0
 
@@ -463,6 +474,6 @@ FromSupervisor = (
 )
 ToWorker = Hello | Generate | Cancel
 FromWorker = Hello | Failure | Tokens | Progress | Finished
-ToForkserver = Spawn
+ToForkserver = Spawn | Hello
 FromForkserver = Hello | Spawned | Exited
 FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed

@@ -115,6 +115,11 @@ class FakeAppliance:
         for gateway in self._gateways:
             gateway.abort()
 
+    def publish(self, event: Message) -> None:
+        """An event, to all who are connected."""
+        for gateway in self._gateways:
+            gateway.post(event)
+
     async def stop(self) -> None:
         for server in (self._supervisor, self._worker):
             assert server is not None
