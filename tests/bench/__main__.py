@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from . import http_requests, placement, recovery, report, silence, start, throughput
+from . import cancel, http_requests, placement, recovery, report, silence, start, throughput
 
 SECTIONS = {
     "placement": placement.measure,
     "throughput": throughput.measure,
     "requests": http_requests.measure,
     "silence": silence.measure,
+    "cancel": cancel.measure,
     "recovery": recovery.measure,
     "start": start.measure,
 }

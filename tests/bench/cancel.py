@@ -1,4 +1,4 @@
-"""How soon a cancel has freed a place: `python -m tests.bench.cancel`.
+"""How soon a cancel has freed a place.
 
 The appliance has one place and a second reply waits for it. From the client's `cancel` of the first to the first word of the
 second, which is later than the free place by the way to the client and the reading of a short prompt.
@@ -11,7 +11,6 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,6 +19,7 @@ from appliance.inference.prefill import STEP_S
 from tests.endless import NAME, add_endless_model
 
 from .appliance_run import RunningAppliance
+from .report import ms, row
 
 CONFIGURATION = f"""\
 [text]
@@ -34,23 +34,24 @@ message_limit_chars = 20000
 #: A prompt of some 1,500 tokens, the persona's included.
 PROMPT_WORDS = 1_070
 
-DECODING_LIMIT_MS = 100.0
-READING_LIMIT_MS = 2 * STEP_S * 1000
+DECODING_LIMIT_S = 0.1
+READING_LIMIT_S = 2 * STEP_S
 
 #: How far into the prompt, or into a reply of 4,000 tokens, the cancel comes.
 SHARE = 0.4
 WRITING_S = 0.5
 
 
-def figures(rounds: int) -> Iterator[tuple[str, float, float]]:
-    """Each figure's name with its milliseconds and what they may be."""
+def measure(rounds: int) -> None:
+    """While a reply is written, and while its prompt is read."""
     with RunningAppliance(CONFIGURATION, add_endless_model) as appliance:
-        decoding, reading, tokens = asyncio.run(_measure(appliance, rounds))
-    yield "cancel to free slot, decoding", decoding, DECODING_LIMIT_MS
-    yield f"cancel to free slot, in a {tokens:,}-token prompt", reading, READING_LIMIT_MS
+        decoding, reading, tokens = asyncio.run(_figures(appliance, rounds))
+    row("cancel to free slot, decoding", ms(decoding), ms(DECODING_LIMIT_S), decoding / DECODING_LIMIT_S)
+    title = f"cancel to free slot, while a prompt of {tokens:,} tokens is read"
+    row(title, ms(reading), ms(READING_LIMIT_S), reading / READING_LIMIT_S)
 
 
-async def _measure(appliance: RunningAppliance, rounds: int) -> tuple[float, float, int]:
+async def _figures(appliance: RunningAppliance, rounds: int) -> tuple[float, float, int]:
     key = (appliance.state / "admin.key").read_text("ascii").strip()
     async with connect(
         f"ws://127.0.0.1:{appliance.port}/ws",
@@ -58,16 +59,16 @@ async def _measure(appliance: RunningAppliance, rounds: int) -> tuple[float, flo
         proxy=None,
         max_size=None,
     ) as socket:
-        decoding = [await _cancelled_ms(socket, "Hello", WRITING_S) for _ in range(rounds)]
+        decoding = [await _cancelled_s(socket, "Hello", WRITING_S) for _ in range(rounds)]
         began = time.perf_counter()
         request = await _begin(socket, _long_prompt(), max_tokens=1)
         whole = await _until(socket, "done", request)
         pause_s = SHARE * (time.perf_counter() - began)
-        reading = [await _cancelled_ms(socket, _long_prompt(), pause_s) for _ in range(rounds)]
+        reading = [await _cancelled_s(socket, _long_prompt(), pause_s) for _ in range(rounds)]
     return statistics.median(decoding), statistics.median(reading), whole["usage"]["prompt_tokens"]
 
 
-async def _cancelled_ms(socket: ClientConnection, message: str, pause_s: float) -> float:
+async def _cancelled_s(socket: ClientConnection, message: str, pause_s: float) -> float:
     first = await _begin(socket, message, max_tokens=4_000)
     second = await _begin(socket, "And you?", max_tokens=1)
     reader = asyncio.create_task(_until(socket, "done", first))
@@ -81,7 +82,7 @@ async def _cancelled_ms(socket: ClientConnection, message: str, pause_s: float) 
     await _until(socket, "token", second)
     taken = time.perf_counter() - began
     await _until(socket, "done", second)
-    return taken * 1000
+    return taken
 
 
 async def _begin(socket: ClientConnection, message: str, *, max_tokens: int) -> str:
@@ -114,12 +115,3 @@ def _long_prompt() -> str:
         ["tide", "moon", "sand", "reef", "salt"], k=PROMPT_WORDS
     )
     return " ".join(words)
-
-
-def main() -> None:
-    for title, ours, limit in figures(5):
-        print(f"{title:<44} {ours:9.1f} ms {limit:9.0f} ms {ours / limit:7.2f}")
-
-
-if __name__ == "__main__":
-    main()
