@@ -184,7 +184,7 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
-            connection.post(Subscribe(topics=[Topic.REPAIR, Topic.SYSTEM, Topic.WORKER]))
+            connection.post(Subscribe(topics=[Topic.SYSTEM, Topic.REPAIR, Topic.WORKER]))
             if not first:  # a supervisor that has started has read them too
                 self._on_reloaded()
             first = False
@@ -212,18 +212,19 @@ class SupervisorLink:
         | LeaseGranted
         | Failure
         | Status
-        | RepairChanged
         | SystemChanged
+        | RepairChanged
         | WorkerChanged
         | EventsLost,
     ) -> None:
         match message:
-            case SystemChanged(event="reloaded"):
-                self._on_reloaded()
-            case RepairChanged() | WorkerChanged():
-                self.events.publish(message)
+            case SystemChanged(event=event):
+                if event == "reloaded":
+                    self._on_reloaded()
             case EventsLost():
-                self._on_reloaded()
+                self._on_reloaded()  # it may have been among them
+                self.events.publish(message)
+            case RepairChanged() | WorkerChanged():
                 self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:

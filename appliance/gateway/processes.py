@@ -80,10 +80,10 @@ class Plan:
 
 @dataclass
 class _Process:
-    """`leaves_by` is when it is killed after it was told to end."""
+    """`pipe` is None when it has closed its end, `leaves_by` when it is killed after it was told to end."""
 
     pid: int
-    pipe: int
+    pipe: int | None
     plan: Plan
     heard: float
     serves: bool = False
@@ -154,13 +154,13 @@ class Processes:
         pause_s = self._not_before - time.monotonic()
         if pause_s > 0 or not self._processes:
             patience_s = max(0.0, min(pause_s, patience_s))
-        pipes = {process.pipe: process for process in self._processes.values()}
+        pipes = {process.pipe: process for process in self._processes.values() if process.pipe is not None}
         readable, _, _ = select.select([self._wake[0], *pipes], [], [], patience_s)
         now = time.monotonic()
         for descriptor in readable:
             with contextlib.suppress(BlockingIOError):
                 heard = os.read(descriptor, 4096)
-                if heard and descriptor in pipes:
+                if descriptor in pipes:
                     self._hear(pipes[descriptor], heard, now)
         for process in self._processes.values():
             limit_s = SILENCE_LIMIT_S if process.serves else START_LIMIT_S
@@ -174,6 +174,9 @@ class Processes:
                 os.kill(process.pid, signal.SIGKILL)
 
     def _hear(self, process: _Process, heard: bytes, now: float) -> None:
+        if not heard:  # SIGCHLD tells the rest; until then the end would be read again and again
+            self._close_pipe(process)
+            return
         process.heard = now
         self._changed |= _CHANGED in heard
         if _BEAT in heard and not process.serves:
@@ -187,7 +190,7 @@ class Processes:
             if pid == 0:
                 return
             process = self._processes.pop(pid)
-            os.close(process.pipe)
+            self._close_pipe(process)
             if process.leaves_by is not None:
                 continue
             self._status = os.waitstatus_to_exitcode(status)
@@ -199,6 +202,12 @@ class Processes:
                 if self._failures >= FAILURES_LIMIT and self._proven not in (None, self._plan):
                     self._go_back()
 
+    @staticmethod
+    def _close_pipe(process: _Process) -> None:
+        if process.pipe is not None:
+            os.close(process.pipe)
+            process.pipe = None
+
     def _begin_reload(self) -> None:
         """Takes another plan: any when asked by SIGHUP, else one of settings that were not tried. However many processes tell of
         one change, only the first finds it."""
@@ -206,10 +215,11 @@ class Processes:
         if asked:
             self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         plan = self._replan()
-        if plan is not None and (asked or plan.settings not in (self._plan.settings, self._refused)):
-            log.info("%d new gateway processes take the place of those that serve", plan.count)
-            self._plan, self._refused, self._trouble = plan, None, ""
-            self._failures, self._not_before = 0, 0.0
+        if plan is not None and (asked or plan.settings != self._refused):
+            self._refused, self._trouble = None, ""
+            if asked or plan.settings != self._plan.settings:
+                log.info("%d new gateway processes take the place of those that serve", plan.count)
+                self._plan, self._failures, self._not_before = plan, 0, 0.0
         if asked:
             self._tell("READY=1")
 
@@ -219,9 +229,10 @@ class Processes:
         self._trouble = f"with the new settings they ended with status {self._status}, those before go on"
         log.error(
             "gateway processes with the new settings ended %d times before they served, last with status %d; those before go on "
-            "(another change, or 'systemctl reload coral-reef-gateway', tries again)",
+            "(another change, or SIGHUP to process %d, tries again)",
             self._failures,
             self._status,
+            os.getpid(),
         )
         self._refused, self._plan, self._failures = self._plan.settings, self._proven, 0
 
@@ -298,8 +309,10 @@ class Processes:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            for descriptor in (*self._wake, read, *(process.pipe for process in self._processes.values())):
+            for descriptor in (*self._wake, read):
                 os.close(descriptor)
+            for process in self._processes.values():
+                self._close_pipe(process)
             setproctitle("coral-reef: gateway")
             status = self._plan.serve(Parent(write))
         except BaseException:

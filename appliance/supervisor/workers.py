@@ -75,6 +75,9 @@ GUARD_PERIOD_S = 2.0
 STALL_FLOOR_S = 10.0
 STALL_STEPS = 20
 
+#: Without a pulse for this long a worker hangs, whether it has leases or not.
+SILENCE_LIMIT_S = 30.0
+
 #: After SIGTERM a worker drains its streams (5 s); then it is killed.
 STOP_TIMEOUT_S = 8.0
 
@@ -150,7 +153,7 @@ class WorkerKeeper:
         self.outgrew = ""
         # Of the last two looks: it may have counted this worker's end some moments before we hear of it.
         self._machine_oom_kills: deque[int] = deque(maxlen=2)
-        self._steps, self._step_s, self._stepped = 0, 0.0, clock()
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, clock(), clock()
         self._exited: asyncio.Future[int] | None = None
 
     @property
@@ -323,7 +326,7 @@ class WorkerKeeper:
         """From readiness to the end; returns why it had to be ended, if it had to."""
         name = self.spec.name
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
-        self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, self._clock(), self._clock()
         self._enter(WorkerState.READY, "")
         self._was_ready = True
         log.info(
@@ -374,6 +377,8 @@ class WorkerKeeper:
                 problem = self._outgrown(f"used {used >> 20} MiB")
             elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
                 problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
+            elif (silent := self._clock() - self._heard) > SILENCE_LIMIT_S:
+                problem = f"hangs: no sign of life for {silent:.0f} s"
             if problem:
                 self._send(signal.SIGKILL)
                 return problem
@@ -385,7 +390,7 @@ class WorkerKeeper:
                 case WorkerPulse(steps=steps, step_s=step_s, streams=streams):
                     if steps != self._steps or not streams:
                         self._stepped = self._clock()
-                    self._steps, self._step_s = steps, step_s
+                    self._steps, self._step_s, self._heard = steps, step_s, self._clock()
         if not self._events.leases_of(self.spec.name):
             self._stepped = self._clock()  # nothing to do is no stall
 

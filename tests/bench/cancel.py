@@ -43,15 +43,19 @@ WRITING_S = 0.5
 
 
 def measure(rounds: int) -> None:
-    """While a reply is written, and while its prompt is read."""
+    """Prints each figure beside what it may be."""
     with RunningAppliance(CONFIGURATION, add_endless_model) as appliance:
-        decoding, reading, tokens = asyncio.run(_figures(appliance, rounds))
+        decoding, reading, tokens = asyncio.run(_measure(appliance, rounds))
     row("cancel to free slot, decoding", ms(decoding), ms(DECODING_LIMIT_S), decoding / DECODING_LIMIT_S)
-    title = f"cancel to free slot, while a prompt of {tokens:,} tokens is read"
-    row(title, ms(reading), ms(READING_LIMIT_S), reading / READING_LIMIT_S)
+    row(
+        f"cancel to free slot, in a {tokens:,}-token prompt",
+        ms(reading),
+        ms(READING_LIMIT_S),
+        reading / READING_LIMIT_S,
+    )
 
 
-async def _figures(appliance: RunningAppliance, rounds: int) -> tuple[float, float, int]:
+async def _measure(appliance: RunningAppliance, rounds: int) -> tuple[float, float, int]:
     key = (appliance.state / "admin.key").read_text("ascii").strip()
     async with connect(
         f"ws://127.0.0.1:{appliance.port}/ws",

@@ -192,6 +192,9 @@ def test_new_processes_that_cannot_serve_leave_the_ones_before(parent: Parent, c
     for pid in parent.children():
         os.kill(pid, signal.SIGUSR1)  # the same settings: it knows them
     parent.read_until("planned")
+    parent.plan(2)
+    os.kill(min(parent.children()), signal.SIGUSR1)  # the owner has put it right
+    parent.read_until("STATUS=2 of 2 processes serve")
     parent.plan(3)
     os.kill(min(parent.children()), signal.SIGUSR1)
     parent.read_until("STATUS=3 of 3 processes serve")

@@ -196,7 +196,11 @@ def test_a_reload_reaches_the_gateway(state: Path) -> None:
         assert command(appliance, "reload").returncode == 0
         wait_for("one is left", lambda: len(appliance.pids("gateway")) == 1, within_s=HEALED_WITHIN_S)
         assert not set(appliance.pids("gateway")) & second
-        assert re.findall(r"(\d+) new gateway processes take the place", appliance.log) == ["3", "1"]
+        configure(state, "[gateway]\nprocesses = 2\n")
+        (supervisor,) = appliance.pids("supervisor")
+        os.kill(supervisor, signal.SIGKILL)  # the next one reads them at its start
+        wait_for("they follow it too", lambda: len(appliance.pids("gateway")) == 2, within_s=HEALED_WITHIN_S)
+        assert re.findall(r"(\d+) new gateway processes take the place", appliance.log) == ["3", "1", "2"]
 
 
 def test_a_change_of_where_it_listens(appliance: Booted) -> None:

@@ -160,14 +160,14 @@ def test_the_place_in_the_queue_is_shown_while_it_lasts(endless_appliance: Boote
         with chatting(endless_appliance, "finn", "--session", session) as screen:
             for _ in range(2):
                 screen.type("Hello\n")
-                screen.expect(r"Finn> \[place 1 in the queue\]")
+                screen.expect(r"\[place 1 in the queue\]")
                 screen.type(CTRL_C)
                 screen.expect(r" \[cancelled\]\n")
                 screen.expect(PROMPT)
             endless_appliance.wait_for_leases(1)
             assert "queue" not in seen(screen)
             screen.type("Hello\n")
-            screen.expect(r"Finn> \[place 1 in the queue\]")
+            screen.expect(r"\[place 1 in the queue\]")
             first.close()
             screen.expect(r"\w{3}")
             screen.type(CTRL_C)
