@@ -157,7 +157,7 @@ def test_the_place_in_the_queue_is_shown_while_it_lasts(endless_appliance: Boote
         response = first.enter_context(client.stream("POST", "/api/v1/chat/stream", json=question()))
         events = events_in(response.iter_lines())
         session = session_of([next(events)])
-        with chatting(endless_appliance, "finn", f"--session={session}") as screen:
+        with chatting(endless_appliance, "finn", "--session", session) as screen:
             for _ in range(2):
                 screen.type("Hello\n")
                 screen.expect(r"\[place 1 in the queue\]")
