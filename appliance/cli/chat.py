@@ -182,9 +182,9 @@ def _many(conversation: Conversation, *, as_json: bool) -> int:
             _command(conversation, line, names)
             continue
         try:
-            if talks and not as_json:
-                print(f"{names[conversation.persona_id]}> ", end="", flush=True)
-            status = _say(conversation, line, as_json=as_json)
+            before = f"{names[conversation.persona_id]}> " if talks and not as_json else ""
+            print(before, end="", flush=True)
+            status = _say(conversation, line, as_json=as_json, before=before)
         except KeyboardInterrupt:
             print(" [cancelled]", flush=True)
         except Failed as error:
@@ -212,10 +212,11 @@ def _command(conversation: Conversation, line: str, names: dict[str, str]) -> No
 
 
 class _Notice:
-    """A few words behind what was printed, until something else is; only where somebody looks at a terminal."""
+    """A few words at the end of a line, until something else is printed there; only where somebody looks at a terminal."""
 
-    def __init__(self, *, wanted: bool) -> None:
-        self._wanted = wanted and sys.stdout.isatty()
+    def __init__(self, before: str, *, wanted: bool) -> None:
+        """`before` is what the line begins with."""
+        self._before, self._wanted = before, wanted and sys.stdout.isatty()
         self._shown = ""
 
     def __enter__(self) -> _Notice:
@@ -228,9 +229,10 @@ class _Notice:
         """In the place of what was shown before."""
         if not self._wanted or text == self._shown:
             return
-        back = "\b" * len(self._shown)
-        print(f"{back}{' ' * len(self._shown)}{back}{text}", end="", flush=True)
-        self._shown = text
+        # Two more than was shown: a terminal writes ^C where Ctrl-C was pressed.
+        blank = " " * (len(self._before) + len(self._shown) + 2)
+        self._shown = text  # first: Ctrl-C may come at any moment
+        print(f"\r{blank}\r{self._before}{text}", end="", flush=True)
 
 
 def _notice_of(event: dict[str, Any]) -> str:
@@ -245,9 +247,11 @@ def _notice_of(event: dict[str, Any]) -> str:
     return ""
 
 
-def _say(conversation: Conversation, message: str, *, as_json: bool) -> int:
-    """Asks and prints the reply as it comes. Leaving early (Ctrl-C) closes the stream, which cancels the reply."""
-    with contextlib.closing(conversation.ask(message)) as events, _Notice(wanted=not as_json) as notice:
+def _say(conversation: Conversation, message: str, *, as_json: bool, before: str = "") -> int:
+    """Asks and prints the reply as it comes, on a line that begins with `before`. Leaving early (Ctrl-C) closes the stream, which
+    cancels the reply."""
+    notice = _Notice(before, wanted=not as_json)
+    with contextlib.closing(conversation.ask(message)) as events, notice:
         for event in events:
             notice.show(_notice_of(event))
             if as_json:

@@ -66,8 +66,8 @@ def seen(screen: Terminal) -> str:
         cells: list[str] = []
         at = 0
         for each in line:
-            if each == "\b":
-                at -= 1
+            if each == "\r":
+                at = 0
             else:
                 cells[at : at + 1] = each
                 at += 1
@@ -160,14 +160,14 @@ def test_the_place_in_the_queue_is_shown_while_it_lasts(endless_appliance: Boote
         with chatting(endless_appliance, "finn", "--session", session) as screen:
             for _ in range(2):
                 screen.type("Hello\n")
-                screen.expect(r"Finn> \[place 1 in the queue\]")
+                screen.expect(r"\[place 1 in the queue\]")
                 screen.type(CTRL_C)
                 screen.expect(r" \[cancelled\]\n")
                 screen.expect(PROMPT)
             endless_appliance.wait_for_leases(1)
             assert "queue" not in seen(screen)
             screen.type("Hello\n")
-            screen.expect(r"Finn> \[place 1 in the queue\]")
+            screen.expect(r"\[place 1 in the queue\]")
             first.close()
             screen.expect(r"\w{3}")
             screen.type(CTRL_C)
@@ -204,7 +204,7 @@ def test_how_far_a_long_question_was_read_is_shown_while_it_lasts(state: Path) -
         assert '"progress"' in events.stdout
         finished = coral_reef(state, *long_question("Fourth"))
         assert finished.returncode == 0
-        assert "\b" not in finished.stdout
+        assert "\r" not in finished.stdout
         assert "[" not in finished.stdout.replace("[cut off: too long]", "")
 
 
