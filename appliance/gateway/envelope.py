@@ -5,6 +5,8 @@ The names and payloads are those of the specification's tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
@@ -94,7 +96,25 @@ class PingMessage(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
     payload: dict[str, Any] = {}
 
 
-ClientMessage = ChatMessage | CancelMessage | PingMessage
+class Channel(StrEnum):
+    """What a client may want to hear of besides its own replies."""
+
+    SYSTEM = "system"  # repairs and workers; for administrators
+
+
+class Channels(msgspec.Struct, frozen=True):
+    channels: Annotated[list[Channel], Meta(min_length=1, max_length=16)]
+
+
+class SubscribeMessage(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+    payload: Channels
+
+
+class UnsubscribeMessage(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    payload: Channels
+
+
+ClientMessage = ChatMessage | CancelMessage | PingMessage | SubscribeMessage | UnsubscribeMessage
 
 _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 
@@ -139,6 +159,11 @@ def of_system_event(event: SystemEvent) -> bytes:
             return _system("worker", msgspec.structs.asdict(worker))
         case EventsLost(count=count):
             return _system("events_lost", {"count": count})
+
+
+def of_channels(channels: Iterable[Channel]) -> bytes:
+    """The message that says which channels a client hears now."""
+    return _system("subscribed", {"channels": sorted(channels)})
 
 
 def _system(event: str, data: dict[str, Any]) -> bytes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from appliance.wire.messages import EventsLost, RepairChanged, WorkerChanged
 
@@ -49,15 +47,15 @@ class Events:
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
 
-    @contextmanager
-    def listening(self) -> Iterator[Listener]:
-        """A listener, as long as it is wanted."""
+    def listen(self) -> Listener:
+        """One more, who hears what happens from now on until `forget`."""
         listener = Listener()
         self._listeners.add(listener)
-        try:
-            yield listener
-        finally:
-            self._listeners.discard(listener)
+        return listener
+
+    def forget(self, listener: Listener) -> None:
+        """It hears no more."""
+        self._listeners.discard(listener)
 
     def publish(self, event: SystemEvent) -> None:
         """Lets everybody hear it."""

@@ -34,14 +34,15 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <code>coral-reef</code> and <code>bearer.KEY</code>.</p>
 <table>
 <tr><th>you send</th><td><code>chat</code> (the body of <code>POST /api/v1/chat</code>, and <code>stream</code>),
-<code>cancel {{request_id}}</code>, <code>ping</code></td></tr>
+<code>cancel {{request_id}}</code>, <code>ping</code>; as an administrator <code>subscribe {{channels: ["system"]}}</code> and
+<code>unsubscribe</code>, which are answered with <code>system {{event: "subscribed", data: {{channels}}}}</code></td></tr>
 <tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
 <code>system {{event: "queued", data: {{request_id, position}}}}</code> while it waits (1 is the next),
 <code>system {{event: "progress", data: {{request_id, done, total}}}}</code> while a long conversation is read (tokens),
 <code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
-<tr><th>an administrator too</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what, advice,
-fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
+<tr><th>of the channel system</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what,
+advice, fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
 ...}}}}</code> (as in <code>/api/v1/system/status</code>) when a worker changes its state; <code>system {{event: "events_lost",
 data: {{count}}}}</code> in place of those that you were too slow for: ask for the status then</td></tr>
 </table>

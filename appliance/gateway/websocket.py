@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from litestar import WebSocket, websocket
@@ -11,7 +13,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from appliance.chat.errors import BadMessage, ChatError, Unavailable
+from appliance.chat.errors import BadMessage, ChatError, Forbidden, Unavailable
 from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
 from appliance.identity.roles import Role
@@ -19,16 +21,20 @@ from appliance.identity.roles import Role
 from .auth import SUBPROTOCOL, Caller
 from .envelope import (
     CancelMessage,
+    Channel,
     ChatMessage,
     ChatRequest,
     PingMessage,
+    SubscribeMessage,
+    UnsubscribeMessage,
+    of_channels,
     of_error,
     of_event,
     of_system_event,
     read_client_message,
     write,
 )
-from .events import Events
+from .events import Events, Listener
 from .generator import LeasedGenerator
 from .rest import question
 
@@ -55,12 +61,11 @@ class _Session:
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._channels: dict[Channel, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Takes messages until the client goes; its replies are cancelled then."""
-        beside = [asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")]
-        if self._socket.user.role is Role.ADMIN:
-            beside.append(asyncio.create_task(self._tell_of_the_system(), name="events of a WebSocket"))
+        stopping = asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")
         try:
             while True:
                 await self._take(await self._receive())
@@ -69,19 +74,19 @@ class _Session:
         finally:
             for reply in self._replies.values():
                 reply.cancel()
-            for task in (*beside, *self._tasks):
+            ending = (stopping, *self._channels.values(), *self._tasks)
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*beside, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
 
-    async def _tell_of_the_system(self) -> None:
-        """What happens to repairs and workers: not for everybody's ears."""
-        with self._events.listening() as listener:
+    def _left(self, listener: Listener, _task: asyncio.Task[None]) -> None:
+        self._events.forget(listener)
+
+    async def _tell(self, listener: Listener) -> None:
+        """What happens to the appliance."""
+        with contextlib.suppress(WebSocketDisconnect):  # `run` hears of it too, and ends
             while True:
-                event = await listener.next()
-                try:
-                    await self._send(of_system_event(event))
-                except WebSocketDisconnect:
-                    return  # `run` hears of it too, and ends
+                await self._send(of_system_event(await listener.next()))
 
     async def _close_when_stopping(self) -> None:
         """When the server stops: no new replies, those under way may end, then the connection does."""
@@ -124,6 +129,27 @@ class _Session:
                     reply.cancel()
             case ChatMessage(payload=payload):
                 await self._chat_message(payload)
+            case SubscribeMessage(payload=payload):
+                await self._subscribe(payload.channels)
+            case UnsubscribeMessage(payload=payload):
+                for channel in payload.channels:
+                    if task := self._channels.pop(channel, None):
+                        task.cancel()
+                await self._send(of_channels(self._channels))
+
+    async def _subscribe(self, channels: list[Channel]) -> None:
+        if self._socket.user.role is not Role.ADMIN:
+            refused = Forbidden("the channel system is for administrators: use a key of that role")
+            await self._send(of_error(refused, None))
+            return
+        for channel in channels:
+            if channel not in self._channels:
+                # Begun before it is acknowledged: what happens from then on is heard.
+                listener = self._events.listen()
+                task = asyncio.create_task(self._tell(listener), name=f"channel {channel} of a WebSocket")
+                task.add_done_callback(partial(self._left, listener))
+                self._channels[channel] = task
+        await self._send(of_channels(self._channels))
 
     async def _chat_message(self, payload: ChatRequest) -> None:
         if len(self._tasks) >= REPLIES_LIMIT:

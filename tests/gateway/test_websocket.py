@@ -230,8 +230,8 @@ async def test_what_is_wrong_is_answered_and_nothing_ends(served: Served, data: 
 
 async def test_an_unknown_type_is_named(served: Served) -> None:
     async with talking(served) as talk:
-        await talk.send("subscribe")
-        assert "subscribe" in (await talk.error())["message"]
+        await talk.send("sing")
+        assert "sing" in (await talk.error())["message"]
 
 
 @pytest.mark.parametrize(
@@ -416,17 +416,17 @@ WORKER = WorkerStatus(
 )
 
 
-async def listening(served: Served, talk: Talk) -> None:
-    """Until the gateway has taken the connection, and its subscription stands."""
-    await talk.send("ping")
-    assert (await talk.receive())["type"] == "pong"
+async def subscribed(served: Served, talk: Talk) -> None:
+    """Until the client has subscribed, and the gateway with the supervisor."""
+    await talk.send("subscribe", channels=["system"])
+    assert (await talk.receive())["payload"] == {"event": "subscribed", "data": {"channels": ["system"]}}
     await served.fake.until_subscribed()
 
 
 async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> None:
     async with talking(served) as talk, talking(served) as another:
-        for each in (talk, another):
-            await listening(served, each)
+        for each in (talk, another, talk):  # twice is as good as once
+            await subscribed(served, each)
         served.fake.tell(RepairChanged(repair=REPAIR))
         served.fake.tell(WorkerChanged(worker=WORKER))
         served.fake.tell(EventsLost(count=3))
@@ -446,11 +446,25 @@ async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> 
 
 async def test_nobody_else_hears_of_them(served: Served) -> None:
     headers = {"Authorization": f"Bearer {served.user_key}"}
-    async with talking(served) as admin, talking(served, additional_headers=headers) as user:
-        for each in (admin, user):
-            await listening(served, each)
+    async with (
+        talking(served) as admin,
+        talking(served) as left,
+        talking(served) as silent,
+        talking(served, additional_headers=headers) as user,
+    ):
+        for each in (admin, left):
+            await subscribed(served, each)
+        await left.send("unsubscribe", channels=["system"])
+        assert (await left.receive())["payload"] == {"event": "subscribed", "data": {"channels": []}}
+        await user.send("subscribe", channels=["system"])
+        assert (await user.receive())["payload"]["code"] == "forbidden"
+        await silent.send("subscribe", channels=["everything"])
+        refused = (await silent.receive())["payload"]
+        assert refused["code"] == "bad_message"
+        assert "everything" in refused["message"]
         served.fake.tell(WorkerChanged(worker=WORKER))
         served.fake.tell(RepairChanged(repair=REPAIR))
         assert [(await admin.receive())["payload"]["event"] for _ in range(2)] == ["worker", "repair"]
-        await user.send("ping")
-        assert (await user.receive())["type"] == "pong"
+        for each in (user, left, silent):
+            await each.send("ping")
+            assert (await each.receive())["type"] == "pong"
