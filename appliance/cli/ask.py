@@ -23,9 +23,9 @@ REQUEST_ID = "cli"
 _STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION}
 
 
-def ask_status(paths: Paths) -> Status:
+def ask_status(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
     """The status of the running appliance; Failed when there is none."""
-    answer = _ask(paths, StatusRequest(), ANSWER_TIMEOUT_S)
+    answer = _ask(paths, StatusRequest(), timeout_s)
     assert isinstance(answer, Status)
     return answer
 

@@ -16,7 +16,7 @@ from appliance.wire.messages import Failure, ModelLoad, ModelLoaded, ModelLoadin
 
 from .ask import ANSWER_TIMEOUT_S, connected
 from .exit_status import ExitStatus, Failed
-from .model_names import complete_model
+from .model_names import complete_text_model
 from .place import add_place_options, paths_of
 from .tables import print_json, size
 
@@ -32,7 +32,7 @@ def add_parser(actions: Any) -> None:
         "end on the one before. Holds until another is loaded or text.model in appliance.toml is changed.",
     )
     named = parser.add_argument("name", metavar="NAME", help="as 'coral-reef model list' shows it")
-    named.completer = complete_model
+    named.completer = complete_text_model
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     add_place_options(parser)
     parser.set_defaults(run=run)

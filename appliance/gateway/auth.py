@@ -31,6 +31,11 @@ class Caller(msgspec.Struct, frozen=True):
         """Administrators see every conversation."""
         return self.role is Role.ADMIN
 
+    @property
+    def may_administer(self) -> bool:
+        """Administrators see and set how the tower works."""
+        return self.role is Role.ADMIN
+
 
 class Authentication(AbstractAuthenticationMiddleware):
     """Refuses what carries no valid key with 401."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.chat.errors import ChatError
-from appliance.chat.replies import Done, Progress, Queued, Started, Text
+from appliance.chat.replies import Done, Feeling, Progress, Queued, Started, Text
 from appliance.wire.messages import EventsLost, RepairChanged, WorkerChanged
 
 from .events import SystemEvent
@@ -132,13 +132,16 @@ def write(kind: str, payload: dict[str, Any]) -> bytes:
     return _encode({"type": kind, "payload": payload})
 
 
-def of_event(event: Started | Queued | Progress | Text | Done, request_id: str) -> bytes:
+def of_event(event: Started | Queued | Progress | Text | Feeling | Done, request_id: str) -> bytes:
     """The message of an event of a reply."""
     match event:
         case Text(content=content):
             return write("token", {"content": content, "request_id": request_id})
         case Done(finish_reason=reason, usage=usage):
             return write("done", {"request_id": request_id, "usage": usage, "finish_reason": reason})
+        case Feeling(persona_id=persona_id, emotion=emotion, intensity=intensity):
+            felt = {"persona_id": persona_id, "emotion": emotion, "intensity": round(intensity, 3)}
+            return write("persona_emotion", felt)
         case Progress(done=done, total=total):
             data = {"request_id": request_id, "done": done, "total": total}
             return _system("progress", data)

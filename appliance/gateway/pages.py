@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar, MediaType, Request, get
 
+from .embeddings import EmbeddingsRequest
 from .envelope import ChatRequest
 from .problems import MEANINGS, Problem
 
@@ -39,7 +40,9 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
 <code>system {{event: "queued", data: {{request_id, position}}}}</code> while it waits (1 is the next),
 <code>system {{event: "progress", data: {{request_id, done, total}}}}</code> while a long conversation is read (tokens),
-<code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
+<code>token {{content, request_id}}</code>,
+<code>persona_emotion {{persona_id, emotion, intensity}}</code> before the end where a model tells,
+<code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
 <tr><th>of the channel system</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what,
 advice, fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
@@ -58,10 +61,13 @@ ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/api/v1/chat/stream"): (400, 404, 413, 503),
     ("get", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
     ("delete", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
+    ("post", "/api/v1/embeddings"): (400, 404, 413, 502, 503),
     ("get", "/api/v1/personas"): (),
     ("get", "/api/v1/system/status"): (503,),
     ("get", "/api/v1/system/models"): (503,),
     ("get", "/api/v1/system/repairs"): (503,),
+    ("get", "/api/v1/system/tpus"): (403, 503),
+    ("get", "/api/v1/system/tpus/{tpu_id}"): (400, 403, 404, 503),
     ("get", "/health"): (),
 }
 
@@ -71,7 +77,7 @@ def describe(app: Litestar) -> dict[str, Any]:
     unknown fields are refused, and knows of one error only, in a form of its own."""
     found = app.openapi_schema.to_schema()
     _, components = msgspec.json.schema_components(
-        [ChatRequest, Problem], ref_template="#/components/schemas/{name}"
+        [ChatRequest, EmbeddingsRequest, Problem], ref_template="#/components/schemas/{name}"
     )
     found["components"]["schemas"].update(components)
     for path, operations in found["paths"].items():

@@ -33,8 +33,9 @@ from appliance.wire.messages import (
 
 def serve(control: socket.socket) -> None:
     """Forks and reaps until the supervisor closes its end."""
-    from . import worker
+    from . import tensor_worker, worker
 
+    mains = {"text": worker.main, "tpu": tensor_worker.main, "cpu": tensor_worker.main}
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, _noted)
@@ -60,7 +61,8 @@ def serve(control: socket.socket) -> None:
                     control.sendall(hello)
                     continue
                 pipe = next(pipes)
-                pid = _fork(message.spec, pipe, control, (wake_read, wake_write), worker.main)
+                main = mains[message.spec.kind]
+                pid = _fork(message.spec, pipe, control, (wake_read, wake_write), main)
                 os.close(pipe)
                 control.sendall(encode(Spawned(name=message.spec.name, pid=pid)))
 

@@ -45,6 +45,7 @@ from .models import (
     read_manifest,
     shipped,
 )
+from .tflite import parse_tflite, read_tflite
 
 #: A model's name, as `text.model` in appliance.toml takes it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -55,7 +56,9 @@ RESERVE_BYTES = 256 * 1024 * 1024
 PARTIAL = ".gguf.partial"
 
 #: The names that `add` gives, and what is left of one that was interrupted. A manifest's temporary file is `write_atomically`'s.
-_OURS = re.compile(r".+\.[0-9a-f]{16}\.gguf|.+\.gguf\.partial|\.manifest\.json\..+")
+_OURS = re.compile(
+    r".+\.[0-9a-f]{16}(?:\.gguf|_edgetpu\.tflite)|.+\.gguf\.partial|\.(?:manifest\.json|.+_edgetpu\.tflite)\..+"
+)
 
 
 def add(
@@ -118,6 +121,52 @@ def add(
             _write_manifest(paths.models, entries)
             _sweep(paths.models, entries)
     return Model(entry=entry, path=paths.models / entry.file, shipped=False), head
+
+
+def add_compiled(paths: Paths, twin: Model, content: bytes) -> Model:
+    """Puts what the Edge TPU compiler made of `twin` into the library, as NAME-edgetpu, in the place of what it made before.
+
+    ModelRefused or one of its kinds when that is no model for Edge TPUs with the inputs and outputs of its twin, OSError when a
+    disk fails: the library is then as it was.
+    """
+    head = parse_tflite(content)
+    if not head.compiled:
+        raise ModelRefused(
+            f"what was made of {twin.name} does not run on an Edge TPU: it has {head.operations[:8]}"
+        )
+    if len(head.operations) > 1:
+        raise ModelRefused(
+            f"what was made of {twin.name} runs on an Edge TPU in part only: it has {head.operations[:8]}"
+        )
+    found, expected = (
+        [(tensor.shape, tensor.type) for tensor in (*each.inputs, *each.outputs)]
+        for each in (head, read_tflite(twin.path))
+    )
+    if found != expected:
+        raise ModelRefused(
+            f"what was made of {twin.name} has inputs and outputs {found}, expected {expected}"
+        )
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"{twin.name}-edgetpu"
+    entry = Entry(
+        name=name,
+        kind=twin.entry.kind,
+        file=f"{_plain(twin.name)}.{sha256[:16]}_edgetpu.tflite",
+        sha256=sha256,
+        size_bytes=len(content),
+        description=f"{twin.name}, compiled for Edge TPUs",
+        twin=twin.name,
+        twin_sha256=twin.entry.sha256,
+    )
+    with _locked(paths):
+        entries = read_manifest(paths.models)
+        _sweep(paths.models, entries)
+        _check_space(paths.models, len(content))
+        write_atomically(paths.models / entry.file, content, mode=0o644)
+        entries = [*(each for each in entries if each.name != name), entry]
+        _write_manifest(paths.models, entries)
+        _sweep(paths.models, entries)
+    return Model(entry=entry, path=paths.models / entry.file, shipped=False)
 
 
 def remove(paths: Paths, name: str) -> Model:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,8 +38,11 @@ Progress = Callable[[int], None]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for. An adapter,
-    of the kind `adapter`, changes the model `base`."""
+    """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for.
+
+    An adapter, of the kind `adapter`, changes the model `base`. `twin` is empty, or this is a model compiled for Edge TPUs, made
+    from the model of that name with the SHA-256 `twin_sha256`.
+    """
 
     name: str = msgspec.field()
     kind: str
@@ -49,6 +52,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     context_tokens: int = 0
     description: str = ""
     base: str = ""
+    twin: str = ""
+    twin_sha256: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +113,17 @@ def shipped() -> dict[str, Model]:
 def catalogue(paths: Paths) -> dict[str, Model]:
     """All models by name. One that the owner added comes before one that ships under the same name."""
     return shipped() | _in_folder(paths.models, shipped=False)
+
+
+def compiled(known: Mapping[str, Model]) -> dict[str, Model]:
+    """Those of `known` that are compiled for Edge TPUs, by the name of their twin: the file that runs where there is no TPU, and
+    that says how texts become its input. One whose twin is not there, or has changed since, is left out."""
+    found = {}
+    for model in known.values():
+        twin = known.get(model.entry.twin)
+        if twin is not None and twin.entry.sha256 == model.entry.twin_sha256:
+            found[twin.name] = model
+    return found
 
 
 def _in_folder(folder: Path, *, shipped: bool) -> dict[str, Model]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -167,6 +168,11 @@ class Forkserver:
         self._asked_at = None
 
 
+def _groups_of(user: str) -> list[int]:
+    """The groups that give the workers' user its devices: plugdev and apex, on a tower."""
+    return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+
+
 def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Our end of its socket, and its process. Called in the main thread: the kernel ties the child's parent-death
     signal to the thread that forks it."""
@@ -187,6 +193,6 @@ def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             env={name: value for name, value in os.environ.items() if name not in SUPERVISORS_OWN},
             user=user,
             group=user,
-            extra_groups=[] if user else None,
+            extra_groups=_groups_of(user) if user else None,
         )
     return ours, process

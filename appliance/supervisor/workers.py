@@ -10,19 +10,22 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
 from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
-from appliance.wire.frames import Decoder
+from appliance.wire.frames import Decoder, encode
 from appliance.wire.messages import (
     EngineBuild,
     FromWorkerPipe,
     Message,
+    TpuReport,
+    TpuStep,
     WorkerFailed,
     WorkerPulse,
     WorkerReady,
@@ -85,9 +88,7 @@ STOP_TIMEOUT_S = 8.0
 class WorkerEvents(Protocol):
     """Who needs to know."""
 
-    def worker_ready(
-        self, name: str, *, model: str, slots: int, adapters: Collection[str], refused: Mapping[str, str]
-    ) -> None: ...
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None: ...
 
     def closing(self, worker: str) -> int: ...
 
@@ -98,6 +99,8 @@ class WorkerEvents(Protocol):
     def leases_of(self, name: str) -> int: ...
 
     async def idle(self, worker: str) -> None: ...
+
+    def tpu_report(self, worker: str, report: TpuReport) -> None: ...
 
 
 def resident_bytes(pid: int) -> int:
@@ -122,15 +125,16 @@ class WorkerKeeper:
         restart_delay_s: float,
         drain_s: float,
         memory_limit_bytes: int,
+        invoke_limit_s: float = 0.0,
         groups: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
-        It may raise InferenceError."""
+        It may raise InferenceError. With `invoke_limit_s`, an invoke that has not returned after it ends the worker."""
         self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
         self.restart_delay_s, self.drain_s = restart_delay_s, drain_s
-        self.memory_limit_bytes = memory_limit_bytes
+        self.memory_limit_bytes, self.invoke_limit_s = memory_limit_bytes, invoke_limit_s
         self._groups = groups or Groups(None)
         self._group: Group | None = None
         self._clock = clock
@@ -155,6 +159,12 @@ class WorkerKeeper:
         self._machine_oom_kills: deque[int] = deque(maxlen=2)
         self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, clock(), clock()
         self._exited: asyncio.Future[int] | None = None
+        self._pipe: socket.socket | None = None
+        #: Set when it has ended or wedged.
+        self._changed = asyncio.Event()
+        self._wedged = False
+        #: Why some of its models cannot be used.
+        self.refused: dict[str, str] = {}
 
     @property
     def state(self) -> WorkerState:
@@ -242,10 +252,18 @@ class WorkerKeeper:
                 self._group.limit_memory(limit_bytes)
         self._events.worker_changed(self.spec.name)
 
+    def tell(self, message: Message) -> None:
+        """Says something to the worker through its pipe; nothing when there is none."""
+        if self._pipe is not None:
+            # It reads at once, and what it is told is small: a pipe that is full is that of a worker about to be ended.
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._pipe.send(encode(message))
+
     def exited(self, pid: int, status: int) -> None:
         """The forkserver says that a worker of this process id ended."""
         if pid == self._pid and self._exited is not None and not self._exited.done():
             self._exited.set_result(status)
+            self._changed.set()
 
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
@@ -263,18 +281,21 @@ class WorkerKeeper:
             self._enter(WorkerState.WAITING, str(error))
             return
         self._exited = loop.create_future()
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        self._pipe, read = ours, ours.fileno()
+        self._changed.clear()
+        self._wedged = False
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
         loop.add_reader(read, self._read_pipe, read, Decoder[Message](FromWorkerPipe), reports)
         try:
             try:
-                self._pid = await self._forkserver.spawn(self.spec, write)
+                self._pid = await self._forkserver.spawn(self.spec, theirs.fileno())
             except ForkserverFailed as error:
                 self._enter(WorkerState.WAITING, str(error))
                 return
             finally:
-                os.close(write)
+                theirs.close()
             self._group = self._groups.make(self.spec.name, memory_limit_bytes=self.memory_limit_bytes)
             if self._group is not None:
                 with contextlib.suppress(OSError):  # it has ended already: `_watch` hears of it
@@ -282,7 +303,8 @@ class WorkerKeeper:
             await self._watch(reports)
         finally:
             loop.remove_reader(read)
-            os.close(read)
+            ours.close()
+            self._pipe = None
             if self._group is not None:
                 self._group.close()
                 self._group = None
@@ -326,24 +348,13 @@ class WorkerKeeper:
         """From readiness to the end; returns why it had to be ended, if it had to."""
         name = self.spec.name
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
+        self.refused = ready.refused
         self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, self._clock(), self._clock()
         self._enter(WorkerState.READY, "")
         self._was_ready = True
-        log.info(
-            "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
-            name,
-            self.spec.model,
-            self.spec.slots,
-            ready.context_tokens,
-            ready.load_s,
-        )
-        self._events.worker_ready(
-            name,
-            model=self.spec.model,
-            slots=self.spec.slots,
-            adapters=ready.adapters,
-            refused=ready.refused,
-        )
+        window = f", {self.spec.slots} slots of {ready.context_tokens} tokens" if ready.context_tokens else ""
+        log.info("worker %s is ready: %s%s, loaded in %.2f s", name, self.spec.model, window, ready.load_s)
+        self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
         try:
@@ -366,14 +377,19 @@ class WorkerKeeper:
         """Waits for the worker's end; kills it when it grows beyond its limit or stalls, and says so."""
         assert self._exited is not None
         while True:
-            done, _ = await asyncio.wait([self._exited], timeout=GUARD_PERIOD_S)
-            if done:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GUARD_PERIOD_S):
+                    await self._changed.wait()
+            self._changed.clear()
+            if self._exited.done():
                 return ""
             self._hear(reports)
             self._machine_oom_kills.append(machine_oom_kills())
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
-            if limit and used > limit:
+            if self._wedged:
+                problem = f"an invoke did not return within {self.invoke_limit_s:g} s"
+            elif limit and used > limit:
                 problem = self._outgrown(f"used {used >> 20} MiB")
             elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
                 problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
@@ -412,15 +428,33 @@ class WorkerKeeper:
         try:
             data = os.read(read, 65_536)
             for message in decoder.feed(data):
+                if isinstance(message, TpuReport):
+                    self._events.tpu_report(self.spec.name, message)
+                    continue
+                if isinstance(message, WorkerPulse):
+                    self._look_at(message)
                 reports.put_nowait(message)
         except BlockingIOError:
             return
+        except ConnectionError:  # it ended without having read everything
+            data = b""
         except FrameError as error:
             log.error("worker %s: %s", self.spec.name, error)
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(read)
             reports.put_nowait(None)
+
+    def _look_at(self, pulse: WorkerPulse) -> None:
+        """Whether a device of the worker has wedged: nothing but its end frees it."""
+        limit_s = self.invoke_limit_s
+        if limit_s and pulse.stuck_s > limit_s and not self._wedged:
+            self._wedged = True
+            self._changed.set()
+            detail = f"an invoke did not return within {limit_s:g} s"
+            self._events.tpu_report(
+                self.spec.name, TpuReport(id=pulse.stuck, step=TpuStep.FAILED, detail=detail)
+            )
 
     async def _terminate(self) -> None:
         if not self._pid or self._exited is None:

@@ -98,7 +98,7 @@ class RunningAppliance:
                 raise RuntimeError((self.state / "log").read_text("utf-8", "replace"))
             time.sleep(0.002)
         self.start_s = time.perf_counter() - began
-        self._headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
+        self.headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
         return self
 
     def __exit__(
@@ -174,7 +174,7 @@ class RunningAppliance:
     ) -> bytes:
         """A request with the administrator's key."""
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-        head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{self._headers}Connection: {connection}\r\n{content}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{self.headers}Connection: {connection}\r\n{content}\r\n"
         return head.encode() + body
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import pytest
 
@@ -12,7 +12,7 @@ from appliance.inference.models import shipped
 from appliance.supervisor import workers
 from appliance.supervisor.forkserver import Forkserver
 from appliance.supervisor.workers import WorkerKeeper
-from appliance.wire.messages import WorkerSpec, WorkerState
+from appliance.wire.messages import TpuReport, WorkerSpec, WorkerState
 from tests.waiting import look_until
 
 MODEL = shipped()["coral-reef-chat"]
@@ -21,9 +21,10 @@ MODEL = shipped()["coral-reef-chat"]
 class Events:
     """Takes what a keeper tells."""
 
-    def worker_ready(
-        self, name: str, *, model: str, slots: int, adapters: Collection[str], refused: Mapping[str, str]
-    ) -> None:
+    def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
+        pass
+
+    def tpu_report(self, worker: str, report: TpuReport) -> None:
         pass
 
     def closing(self, worker: str) -> int:

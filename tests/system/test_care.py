@@ -229,11 +229,11 @@ async def test_a_reload_with_another_engine_setting_drops_no_reply(endless: Boot
         assert events[-1]["type"] == "done", events[-1]
 
     def replaced() -> bool:
-        return len(endless.status()["workers"]) == 1
+        return len(endless.text_workers()) == 1
 
     await asyncio.to_thread(wait_for, "the one before has ended", replaced, within_s=HEALED_WITHIN_S)
     assert worker not in await asyncio.to_thread(endless.processes)
-    (now,) = (await asyncio.to_thread(endless.status))["workers"]
+    (now,) = await asyncio.to_thread(endless.text_workers)
     assert (now["name"], now["slots"]) == ("text-2", 3)
 
     file.write_text(before.replace('"endless"', '"nobody"'), "utf-8")

@@ -32,7 +32,7 @@ def add(appliance: Booted, name: str, *more: str, file: Path | None = None) -> N
 
 
 def workers(appliance: Booted) -> dict[str, dict[str, object]]:
-    return {each["name"]: each for each in appliance.status()["workers"]}
+    return {each["name"]: each for each in appliance.text_workers()}
 
 
 async def one_stream(session: aiohttp.ClientSession, begun: asyncio.Event) -> list[Event]:
@@ -76,7 +76,7 @@ async def test_another_model_takes_over_and_no_stream_is_dropped(state: Path) ->
         await asyncio.to_thread(
             wait_for, "the old worker is gone", lambda: set(workers(appliance)) == {"text-2"}
         )
-        assert len(appliance.pids("worker")) == 1
+        assert len(appliance.pids("worker text")) == 1
         status = await asyncio.to_thread(appliance.status)
         assert (status["model"], status["configured_model"], status["leases"]) == ("short", "endless", 0)
         shown = await asyncio.to_thread(coral_reef, state, "status")

@@ -100,12 +100,12 @@ def test_the_installed_tree(machine: Machine) -> None:
 
 def test_users_and_folders(machine: Machine) -> None:
     groups = {
-        user: machine.out("id", "--name", "--groups", user).split()
+        user: [user, *sorted({*machine.out("id", "--name", "--groups", user).split()} - {user})]
         for user in ("coral-reef", "coral-worker", "coral-gateway")
     }
     assert groups == {
-        "coral-reef": ["coral-reef"],
-        "coral-worker": ["coral-worker"],
+        "coral-reef": ["coral-reef", "apex", "plugdev"],
+        "coral-worker": ["coral-worker", "apex", "plugdev"],
         "coral-gateway": ["coral-gateway", "coral-reef"],
     }
     folders = (
@@ -149,6 +149,10 @@ def test_who_runs_as_whom(running: Machine) -> None:
         name: int(running.out("id", "--user", name))
         for name in ("coral-reef", "coral-worker", "coral-gateway")
     }
+    device_groups = sorted(
+        (running.out("getent", "group", name).split(":")[2] for name in ("coral-worker", "plugdev", "apex")),
+        key=int,
+    )
     expected = {
         "supervisor": "coral-reef",
         "forkserver": "coral-worker",
@@ -175,7 +179,7 @@ def test_who_runs_as_whom(running: Machine) -> None:
             assert "CORAL_REEF_WORKER_USER" in names, "its environment cannot be seen"
             assert not names & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "CREDENTIALS_DIRECTORY"}
             assert not any(name.startswith("DBUS") for name in names)
-            assert status["Groups"].split() == [], title
+            assert status["Groups"].split() == device_groups, title
     assert seen == set(expected)
 
 
