@@ -39,7 +39,7 @@ format:  ## put the code into shape
 
 bench:  ## measure; prints our figure, the limit's and the ratio
 	@./scripts/install check
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(SECTIONS)
 
 test-long:  ## the long versions of the tests
 	@./scripts/install test

@@ -181,3 +181,24 @@ class Appliance(Section, frozen=True):
     scheduler: Scheduler = Scheduler()
     devices: Devices = Devices()
     supervisor: Supervisor = Supervisor()
+
+
+def by_key(settings: msgspec.Struct) -> dict[str, object]:
+    """Every setting by its `section.key`."""
+    found: dict[str, object] = {}
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Section):
+            found |= {f"{name}.{key}": getattr(value, key) for key in value.__struct_fields__}
+        else:
+            found[name] = value
+    return found
+
+
+def gateway_part(appliance: Appliance) -> dict[str, object]:
+    """What the gateway's processes are given when they start, by its keys; the rest is the supervisor's alone."""
+    return {
+        key: value
+        for key, value in by_key(appliance).items()
+        if key.startswith(("gateway.", "chat.")) or key == "scheduler.queue_timeout_s"
+    }

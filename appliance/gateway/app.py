@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -41,8 +41,8 @@ async def nothing_here(request: Request[Any, Any, Any]) -> None:
     raise NotFoundException(f"no {request.url.path}; the description is /openapi.json")
 
 
-def create_app(paths: Paths, appliance: Appliance) -> Litestar:
-    """The application of one gateway process."""
+def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] = lambda: None) -> Litestar:
+    """The application of one gateway process. Of the settings it knows `config.appliance.gateway_part`."""
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -52,7 +52,9 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             try:
                 conversations = ConversationStore(thread, Conversations(database))
                 supervisor = SupervisorLink(
-                    str(paths.control_socket), queue_s=appliance.scheduler.queue_timeout_s
+                    str(paths.control_socket),
+                    queue_s=appliance.scheduler.queue_timeout_s,
+                    on_reloaded=reloaded,
                 )
                 supervisor.start()
                 workers = WorkerLinks()

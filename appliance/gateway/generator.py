@@ -17,6 +17,7 @@ from appliance.wire.messages import (
     Usage,
 )
 
+from .events import Events
 from .links import WORKER_LOST, SupervisorLink, WorkerLink, WorkerLinks
 
 #: How often a place is asked for when its worker is gone before its first word, and the pause between, growing: a second in all.
@@ -54,12 +55,11 @@ class LeasedGeneration:
             on_text(text)
 
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            writing = asyncio.ensure_future(self._worker.generate(request, tell, on_progress))
-            if self._cancelled:
-                await asyncio.sleep(0)  # let it send the request before the cancel
-                self._worker.cancel(self._request_id)
             try:
-                finished = await writing
+                end = self._worker.generate(request, tell, on_progress)
+                if self._cancelled:
+                    self._worker.cancel(self._request_id)
+                finished = await end
             except GenerationFailed as error:
                 if error.code != WORKER_LOST or said or self._cancelled or attempt == PLACE_ATTEMPTS:
                     raise
@@ -120,6 +120,11 @@ class LeasedGenerator:
     def connected(self) -> bool:
         """Whether the supervisor can be reached."""
         return self._supervisor.connected
+
+    @property
+    def events(self) -> Events:
+        """What the supervisor tells of repairs and workers."""
+        return self._supervisor.events
 
     async def status(self) -> Status:
         """What the supervisor knows."""

@@ -12,6 +12,7 @@ from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
+    EventsLost,
     Failure,
     Finished,
     FromSupervisor,
@@ -25,11 +26,18 @@ from appliance.wire.messages import (
     LeaseRequest,
     LeaseSettled,
     Progress,
+    RepairChanged,
     Status,
     StatusRequest,
+    Subscribe,
+    SystemChanged,
     Tokens,
+    Topic,
     Usage,
+    WorkerChanged,
 )
+
+from .events import Events
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +57,20 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+        self,
+        path: str,
+        *,
+        patience_s: float = 10.0,
+        queue_s: float = 10.0,
+        answer_s: float = 5.0,
+        on_reloaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
+        `on_reloaded` is called when it has, or may have, read the owner's files again."""
         self._path, self._patience_s = path, patience_s
-        self._queue_s, self._answer_s = queue_s, answer_s
+        self._queue_s, self._answer_s, self._on_reloaded = queue_s, answer_s, on_reloaded
+        #: What happens to repairs and workers, for who listens.
+        self.events = Events()
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -182,7 +199,7 @@ class SupervisorLink:
         return self._connection
 
     async def _run(self) -> None:
-        said = ""
+        said, first = "", True
         while True:
             try:
                 connection = await connect(self._path, FromSupervisor, name="gateway")
@@ -195,6 +212,10 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
+            connection.post(Subscribe(topics=[Topic.SYSTEM, Topic.REPAIR, Topic.WORKER]))
+            if not first:  # a supervisor that has started has read them too
+                self._on_reloaded()
+            first = False
             try:
                 while True:
                     self._take(await connection.receive())
@@ -213,8 +234,26 @@ class SupervisorLink:
                 if self._recent is not None and self._recent.done():
                     self._recent = None
 
-    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
+    def _take(
+        self,
+        message: LeaseQueued
+        | LeaseGranted
+        | Failure
+        | Status
+        | SystemChanged
+        | RepairChanged
+        | WorkerChanged
+        | EventsLost,
+    ) -> None:
         match message:
+            case SystemChanged(event=event):
+                if event == "reloaded":
+                    self._on_reloaded()
+            case EventsLost():
+                self._on_reloaded()  # it may have been among them
+                self.events.publish(message)
+            case RepairChanged() | WorkerChanged():
+                self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:
                     self._on_queued[request_id](position)
@@ -257,21 +296,20 @@ class WorkerLink:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def generate(
+    def generate(
         self, request: Generate, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]
-    ) -> Finished:
-        """One reply. GenerationFailed when the worker dies or its engine gives up."""
+    ) -> asyncio.Future[Finished]:
+        """Begins one reply, so that from now on `cancel` reaches it. GenerationFailed, at once or as its end, when the worker is
+        dead or dies, or when its engine gives up."""
         if not self.alive:
             raise _lost(self._name)
-        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
         try:
-            try:
-                self._connection.post(request)
-            except FrameError as error:
-                raise GenerationFailed(str(error)) from error
-            return await stream.end
-        finally:
-            self._streams.pop(request.request_id, None)
+            self._connection.post(request)
+        except FrameError as error:
+            raise GenerationFailed(str(error)) from error
+        stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
+        stream.end.add_done_callback(lambda _: self._streams.pop(request.request_id, None))
+        return stream.end
 
     async def invoke(self, request: Invoke) -> Invoked:
         """Runs a small model. GenerationFailed when the worker dies or cannot do it."""

@@ -1,8 +1,8 @@
 """Forks workers from a process that has imported the engines and used none: `python -m appliance.inference.forkserver FD PARENT`.
 
 One thread, no event loop, so that a fork copies nothing that runs. FD is a socket to the supervisor: it sends `Spawn` with the
-worker's pipe, and hears `Spawned` and, when a worker ends, `Exited`. When the supervisor ends, so does the forkserver, and with
-it the workers.
+worker's pipe, and hears `Spawned` and, when a worker ends, `Exited`; a `Hello` is answered with one. When the supervisor ends,
+so does the forkserver, and with it the workers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def serve(control: socket.socket) -> None:
     # Ctrl-C and SIGTERM reach the whole group; the supervisor decides in which order things end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    decoder: Decoder[Spawn] = Decoder(ToForkserver)
-    control.sendall(encode(Hello(name="forkserver")))
+    decoder: Decoder[Spawn | Hello] = Decoder(ToForkserver)
+    hello = encode(Hello(name="forkserver"))
+    control.sendall(hello)
     while True:
         readable, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in readable:
@@ -54,7 +55,12 @@ def serve(control: socket.socket) -> None:
             data, descriptors, _, _ = socket.recv_fds(control, 65_536, 16)
             if not data:
                 return
-            for message, pipe in zip(decoder.feed(data), descriptors, strict=True):
+            pipes = iter(descriptors)
+            for message in decoder.feed(data):
+                if isinstance(message, Hello):
+                    control.sendall(hello)
+                    continue
+                pipe = next(pipes)
                 main = mains[message.spec.kind]
                 pid = _fork(message.spec, pipe, control, (wake_read, wake_write), main)
                 os.close(pipe)

@@ -17,12 +17,13 @@ from appliance.scheduling.errors import Draining, SchedulingError
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.lines import Lease, Request
-from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
-from appliance.wire.frames import Connection
+from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError, WireError
+from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Done,
     EventsLost,
     Failure,
+    FromSupervisor,
     InvokeLease,
     LeaseGranted,
     LeaseQueued,
@@ -45,7 +46,7 @@ from appliance.wire.messages import (
     protocol_failure,
 )
 
-from .errors import RequestFailed
+from .errors import RequestFailed, SubsystemDead
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +172,18 @@ class ControlSocket:
         listener.bind(str(self._path))
         self._path.chmod(0o660)
         self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+
+    async def prove(self) -> None:
+        """Returns when it has answered as it answers anybody. SubsystemDead when it does not take a connection."""
+        try:
+            asking = await connect(str(self._path), FromSupervisor, name="supervisor")
+            try:
+                await asking.send(StatusRequest())
+                await asking.receive()
+            finally:
+                asking.abort()
+        except WireError as error:
+            raise SubsystemDead(f"the control socket does not answer: {error}") from error
 
     async def close(self) -> None:
         """Ends all connections and the socket."""

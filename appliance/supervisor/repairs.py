@@ -25,6 +25,7 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    ADAPTER_UNUSABLE = "adapter_unusable"
     MODEL_ASTRAY = "model_astray"
     MODELS_NOT_COMPILED = "models_not_compiled"
     SMALL_MODEL_UNUSABLE = "small_model_unusable"
@@ -68,6 +69,11 @@ SORTS: dict[Kind, Sort] = {
         "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
+    ),
+    Kind.ADAPTER_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the adapter again ('coral-reef model add FILE --for MODEL --name NAME --replace') or remove it "
+        "('coral-reef model remove NAME'), then 'coral-reef model load MODEL'. The model itself is not affected.",
     ),
     Kind.MODEL_ASTRAY: Sort(
         Severity.WARNING,
@@ -136,7 +142,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.WORKER_MEMORY: Sort(
         Severity.ERROR,
-        "Raise text.memory_limit_mib in appliance.toml, or lower text.slots, text.context_tokens or text.cache_mib.",
+        "Lower text.slots, text.context_tokens or text.cache_mib in appliance.toml, or load a smaller model; if the machine has "
+        "more memory, raise text.memory_limit_mib.",
     ),
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from appliance import __version__
-from appliance.config.appliance import Appliance
+from appliance.config.appliance import Appliance, by_key, gateway_part
 from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.config.network import Mode
@@ -44,7 +44,7 @@ from appliance.wire.messages import (
 
 from .cgroups import Groups
 from .control import ControlSocket
-from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
+from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused, SubsystemDead
 from .forkserver import WORKER_USER, Forkserver
 from .notify import Notify, extend_timeout, feed_watchdog
 from .repairs import Kind, Repairs
@@ -128,9 +128,7 @@ class Supervisor:
         await self._control.start()
         devices = asyncio.create_task(self.tpus.run(), name="devices")
         devices.add_done_callback(self._keeper_ended)
-        watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
-        )
+        watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
@@ -160,6 +158,7 @@ class Supervisor:
         if self._tensors.serves(name):
             self._tensors.ready(name)
         elif self._text.ready(name):
+            self._repairs.only(Kind.ADAPTER_UNUSABLE, self._keepers[name].refused.items())
             self._control.granted(
                 self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters)
             )
@@ -193,9 +192,9 @@ class Supervisor:
         looping = (
             f"worker {name} dies again and again: {status.detail}" if keeper.crash_loop and not broken else ""
         )
-        limit_mib = keeper.memory_limit_bytes >> 20
-        outgrew = f"worker {name} needed more than its {limit_mib} MiB of memory" if keeper.outgrew else ""
-        self._repairs.when(Kind.WORKER_MEMORY, name, outgrew)
+        self._repairs.when(
+            Kind.WORKER_MEMORY, name, f"worker {name} {keeper.outgrew}" if keeper.outgrew else ""
+        )
         # Between two lives there is a reason to tell; while it starts once more, what was told stands.
         if status.state is not WorkerState.STARTING:
             if not tensors:  # whose models are looked at one by one
@@ -283,7 +282,9 @@ class Supervisor:
 
     # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper:
         """A new worker, kept alive from now on."""
         appliance = self._settings.appliance
         text = spec.kind == "text"
@@ -294,7 +295,7 @@ class Supervisor:
             self,
             restart_delay_s=appliance.supervisor.restart_delay_s,
             drain_s=appliance.supervisor.drain_s,
-            memory_limit_bytes=_memory_limit_bytes(appliance, spec.kind),
+            memory_limit_bytes=memory_limit_bytes,
             invoke_limit_s=0.0 if text else appliance.inference.invoke_limit_s,
             groups=self._groups,
         )
@@ -317,7 +318,8 @@ class Supervisor:
     def expect(self, worker: str, model: str) -> None:
         """That worker is the one whose model answers from now on, as soon as it is ready."""
         self._control.granted(self._leases.set_default_model(model))
-        self._control.granted(self._leases.worker_expected(worker, model=model))
+        adapters = [each.name for each in self._keepers[worker].spec.adapters]
+        self._control.granted(self._leases.worker_expected(worker, model=model, adapters=adapters))
 
     def closing(self, worker: str) -> int:
         """A worker gets no more leases; returns how many it has."""
@@ -329,6 +331,14 @@ class Supervisor:
         await self._control.idle(worker)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _prove(self) -> None:
+        """Returns when every subsystem has shown that it lives: SubsystemDead, or no end, when one does not."""
+        for name, task in self._tasks.items():
+            if task.done():
+                raise SubsystemDead(f"nobody looks after worker {name} any more")
+        self._forkserver.look_after()
+        await self._control.prove()
 
     def _look_at(self, settings: Settings) -> None:
         """Opens and closes the repairs that the configuration itself gives reason for."""
@@ -352,7 +362,8 @@ class Supervisor:
         """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
         before, now = self._settings.appliance, settings.appliance
         changed = _changed_keys(before, now)
-        done = [f"changed: {', '.join(changed)}" if changed else "nothing changed"]
+        listening = _changed_keys(self._settings.network, settings.network)
+        done = [f"changed: {', '.join(changed + listening)}" if changed or listening else "nothing changed"]
         if now.text != before.text:
             # First: it is the one step that can fail, and then everything stays as it was.
             done.append(await self._text.reconfigure(now.text))
@@ -365,12 +376,14 @@ class Supervisor:
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s
         for keeper in self._keepers.values():
             keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
-            keeper.memory_limit_bytes = _memory_limit_bytes(now, keeper.spec.kind)
+            keeper.limit_memory(_memory_limit_bytes(now, keeper.spec.kind))
             keeper.invoke_limit_s = 0.0 if keeper.spec.kind == "text" else now.inference.invoke_limit_s
         self._tensors.settings = now.inference
         self._invocations.limit = now.scheduler.queue_limit
-        if later := [key for key in changed if key.split(".")[0] in ("gateway", "chat")]:
-            done.append(f"when the gateway starts again: {', '.join(later)}")
+        if theirs := [key for key in changed if key in gateway_part(now)]:
+            done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if later := [key for key in listening if key.startswith("api.")]:
+            done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)
 
     def _hung_up(self) -> None:
@@ -493,10 +506,5 @@ def _runs(spec: WorkerSpec, model_path: str) -> bool:
 
 def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:
     """The `section.key` in which two settings differ."""
-    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
-    return [
-        f"{section}.{key}"
-        for section in new
-        for key in new[section]
-        if old[section][key] != new[section][key]
-    ]
+    old, new = by_key(before), by_key(after)
+    return [key for key in new if old[key] != new[key]]

@@ -67,7 +67,9 @@ class TpuEvents(Protocol):
 class Workers(Protocol):
     """What the supervisor does with workers."""
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper: ...
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper: ...
 
     async def stop(self, worker: str) -> None: ...
 
@@ -218,7 +220,9 @@ class TensorWorkers:
 
     def _start(self, worker: str, kind: str) -> None:
         self._keepers[worker] = self._workers.start(
-            self._plan(worker, kind), lambda: self._plan(worker, kind)
+            self._plan(worker, kind),
+            lambda: self._plan(worker, kind),
+            self.settings.memory_limit_mib << 20,
         )
 
     async def _stop(self, worker: str) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +34,7 @@ from appliance.wire.messages import (
     WorkerStatus,
 )
 
-from .cgroups import Group, Groups
+from .cgroups import Group, Groups, machine_oom_kills
 from .errors import ForkserverFailed, RestartFailed
 from .forkserver import Forkserver
 
@@ -48,8 +49,10 @@ NEXT: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STOPPING: frozenset(),
 }
 
-#: A restart waits this long at most, however often it failed.
+#: A restart waits this long at most, however often it failed; after a life in which it could be used, so long that requests,
+#: which wait ten seconds for it, are still there.
 RESTART_DELAY_LIMIT_S = 30.0
+READY_RESTART_DELAY_LIMIT_S = 5.0
 
 #: However little the owner allows, and however often it doubles: 2**1024 is more than a float holds.
 RESTART_DELAY_FLOOR_S = 0.05
@@ -74,6 +77,9 @@ GUARD_PERIOD_S = 2.0
 #: Without a step of the engine for this long, or for so many times what a step takes, a worker with leases has stalled.
 STALL_FLOOR_S = 10.0
 STALL_STEPS = 20
+
+#: Without a pulse for this long a worker hangs, whether it has leases or not.
+SILENCE_LIMIT_S = 30.0
 
 #: After SIGTERM a worker drains its streams (5 s); then it is killed.
 STOP_TIMEOUT_S = 8.0
@@ -142,14 +148,16 @@ class WorkerKeeper:
         #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
         self.failure_code = ""
         self._engine: EngineBuild | None = None
-        self._asked = False
+        self._asked = self._was_ready = False
         self._hurry = asyncio.Event()
         self._entered = asyncio.Event()
         self._lives = 0
         self._short_lives = 0
-        #: Whether it was killed for its memory and has not lived within it for long since.
-        self.outgrew = False
-        self._steps, self._step_s, self._stepped = 0, 0.0, clock()
+        #: What is to be said of its memory: it was killed for it, and has not lived within it for long since. Else empty.
+        self.outgrew = ""
+        # Of the last two looks: it may have counted this worker's end some moments before we hear of it.
+        self._machine_oom_kills: deque[int] = deque(maxlen=2)
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, clock(), clock()
         self._exited: asyncio.Future[int] | None = None
         self._pipe: socket.socket | None = None
         #: Set when it has ended or wedged.
@@ -193,13 +201,14 @@ class WorkerKeeper:
         """Starts the worker again whenever it ends; returns only by cancellation, with the worker stopped."""
         try:
             while True:
-                self._asked = False
+                self._asked = self._was_ready = False
                 await self._once()
                 self._restarts += 1
                 if self._asked:
                     continue
                 delay = self.restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
-                delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
+                limit = READY_RESTART_DELAY_LIMIT_S if self._was_ready else RESTART_DELAY_LIMIT_S
+                delay = min(max(delay, RESTART_DELAY_FLOOR_S), max(limit, self.restart_delay_s))
                 self._failures += 1
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -233,6 +242,16 @@ class WorkerKeeper:
         if self._state is not WorkerState.READY:
             raise RestartFailed(f"worker {self.spec.name} is {self._state}: {self._detail}")
 
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Another limit, for the life that is and those that follow; what was said of the one before is over."""
+        if limit_bytes == self.memory_limit_bytes:
+            return
+        self.memory_limit_bytes, self.outgrew = limit_bytes, ""
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # its resident set is looked at all the same
+                self._group.limit_memory(limit_bytes)
+        self._events.worker_changed(self.spec.name)
+
     def tell(self, message: Message) -> None:
         """Says something to the worker through its pipe; nothing when there is none."""
         if self._pipe is not None:
@@ -251,6 +270,7 @@ class WorkerKeeper:
         loop = asyncio.get_running_loop()
         before = self._detail
         self._lives += 1
+        self._machine_oom_kills.append(machine_oom_kills())
         self._enter(WorkerState.STARTING, "")
         try:
             self.spec = self._plan()
@@ -310,6 +330,8 @@ class WorkerKeeper:
         settled = self._state in (WorkerState.READY, WorkerState.DRAINING) and lived_s > SETTLED_S
         if self._group is not None and self._group.oom_kills():
             problem = self._outgrown("the kernel ended it")
+        elif not problem and describe_exit(status) == "ended by SIGKILL" and self._memory_was_short():
+            self.outgrew = problem = "ended by the kernel: there was no memory left for it"
         self._pid = 0
         self._events.worker_gone(self.spec.name)
         if self._asked:
@@ -327,8 +349,9 @@ class WorkerKeeper:
         name = self.spec.name
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
         self.refused = ready.refused
-        self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, self._clock(), self._clock()
         self._enter(WorkerState.READY, "")
+        self._was_ready = True
         window = f", {self.spec.slots} slots of {ready.context_tokens} tokens" if ready.context_tokens else ""
         log.info("worker %s is ready: %s%s, loaded in %.2f s", name, self.spec.model, window, ready.load_s)
         self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
@@ -347,7 +370,7 @@ class WorkerKeeper:
 
     def _fits(self) -> None:
         """It has lived within its memory for long enough."""
-        self.outgrew = False
+        self.outgrew = ""
         self._events.worker_changed(self.spec.name)
 
     async def _guard(self, reports: asyncio.Queue[Message | None]) -> str:
@@ -361,6 +384,7 @@ class WorkerKeeper:
             if self._exited.done():
                 return ""
             self._hear(reports)
+            self._machine_oom_kills.append(machine_oom_kills())
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
             if self._wedged:
@@ -369,6 +393,8 @@ class WorkerKeeper:
                 problem = self._outgrown(f"used {used >> 20} MiB")
             elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
                 problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
+            elif (silent := self._clock() - self._heard) > SILENCE_LIMIT_S:
+                problem = f"hangs: no sign of life for {silent:.0f} s"
             if problem:
                 self._send(signal.SIGKILL)
                 return problem
@@ -380,7 +406,7 @@ class WorkerKeeper:
                 case WorkerPulse(steps=steps, step_s=step_s, streams=streams):
                     if steps != self._steps or not streams:
                         self._stepped = self._clock()
-                    self._steps, self._step_s = steps, step_s
+                    self._steps, self._step_s, self._heard = steps, step_s, self._clock()
         if not self._events.leases_of(self.spec.name):
             self._stepped = self._clock()  # nothing to do is no stall
 
@@ -388,8 +414,13 @@ class WorkerKeeper:
         return max(STALL_FLOOR_S, STALL_STEPS * self._step_s)
 
     def _outgrown(self, how: str) -> str:
-        self.outgrew = True
-        return f"{how}: its memory limit is {self.memory_limit_bytes >> 20} MiB"
+        limit = f"{self.memory_limit_bytes >> 20} MiB"
+        self.outgrew = f"needed more than its {limit} of memory"
+        return f"{how}: its memory limit is {limit}"
+
+    def _memory_was_short(self) -> bool:
+        """Whether the kernel ended something for want of memory just now: a worker that was killed then was that."""
+        return machine_oom_kills() > self._machine_oom_kills[0]
 
     def _read_pipe(
         self, read: int, decoder: Decoder[Message], reports: asyncio.Queue[Message | None]

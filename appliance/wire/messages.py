@@ -531,6 +531,15 @@ class Invoked(Message, frozen=True, kw_only=True):
 # --- forkserver and worker pipe -----------------------------------------------------------------------------------
 
 
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter for a worker's model."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
 class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that TPU workers and the CPU's run. `twin` is the file that runs anywhere, `compiled` what edgetpu_compiler made of
     it, empty when nobody has (with its SHA-256 where a manifest tells); of a model that is cut, `segments` are the files for
@@ -568,6 +577,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     batch_tokens: int = 0  # 0: measured
     cache_mib: int = 0
+    adapters: list[AdapterFile] = []
     models: list[TensorModel] = []
 
 
@@ -594,7 +604,7 @@ class Exited(Message, frozen=True, kw_only=True):
 class WorkerReady(Message, frozen=True, kw_only=True):
     """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
     a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model. `refused` says why some of a TPU worker's models cannot be used."""
+    with the model. `refused` says of adapters, or of a TPU worker's models, why they were left out."""
 
     context_tokens: int
     load_s: float
@@ -689,7 +699,7 @@ FromSupervisor = (
 )
 ToWorker = Hello | Generate | Cancel | Invoke
 FromWorker = Hello | Failure | Tokens | Progress | Finished | Invoked
-ToForkserver = Spawn
+ToForkserver = Spawn | Hello
 FromForkserver = Hello | Spawned | Exited
 FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed | TpuReport
 ToWorkerPipe = TpuSet

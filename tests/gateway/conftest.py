@@ -47,6 +47,7 @@ from appliance.wire.messages import (
     Progress,
     Status,
     StatusRequest,
+    Subscribe,
     Tokens,
     ToSupervisor,
     ToWorker,
@@ -104,6 +105,7 @@ class FakeAppliance:
     _worker: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _gateways: set[Connection[Message]] = field(default_factory=set)
+    _subscribers: set[Connection[Message]] = field(default_factory=set)
 
     async def start(self) -> None:
         for folder in (self.paths.workers, self.paths.supervisor):
@@ -124,6 +126,11 @@ class FakeAppliance:
         self.paths.control_socket.unlink()
         for gateway in self._gateways:
             gateway.abort()
+
+    def publish(self, event: Message) -> None:
+        """An event, to all who are connected."""
+        for gateway in self._gateways:
+            gateway.post(event)
 
     async def stop(self) -> None:
         for server in (self._supervisor, self._worker):
@@ -149,6 +156,16 @@ class FakeAppliance:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(lambda: len(self.requests) >= count)
 
+    async def until_subscribed(self) -> None:
+        """Waits until somebody wants to hear of events."""
+        async with asyncio.timeout(5), self.changed:
+            await self.changed.wait_for(lambda: self._subscribers)
+
+    def tell(self, event: Message) -> None:
+        """Sends an event to who wants to hear of them."""
+        for peer in self._subscribers:
+            peer.post(event)
+
     async def _notice(self) -> None:
         async with self.changed:
             self.changed.notify_all()
@@ -160,6 +177,8 @@ class FakeAppliance:
             await peer.greet("supervisor")
             while True:
                 match await peer.receive():
+                    case Subscribe():
+                        self._subscribers.add(peer)
                     case StatusRequest():
                         self.status_requests += 1
                         if not self.mute:
@@ -208,6 +227,7 @@ class FakeAppliance:
             pass
         finally:
             self._gateways.discard(peer)
+            self._subscribers.discard(peer)
             peer.abort()
 
     async def _worker_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -142,6 +142,7 @@ async def test_errors_are_problems(served: Served) -> None:
         ("post", "/api/v1/embeddings", {"json": {"input": []}}, 400),
         ("post", "/api/v1/embeddings", {"json": {"input": "x"}}, 404),
         ("get", "/api/v1/personas", {"headers": {"Authorization": ""}}, 401),
+        ("get", "/health", {"headers": {"X-Long": "x" * 40_000}}, 431),
     ]
     for method, path, more, status in tried:
         response = await served.client.request(method, path.replace("{session_id}", "none"), **more)

@@ -202,6 +202,18 @@ def configure(state: Path, appliance_toml: str = "", *, endless_model: bool = Fa
     (state / "etc/appliance.toml").write_text(text, "utf-8")
 
 
+def command(appliance: Booted, *words: str) -> subprocess.CompletedProcess[str]:
+    """`coral-reef WORDS` on this appliance."""
+    return subprocess.run(
+        [*COMMAND, *words, "--state", str(appliance.state)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 def free_port() -> int:
     """A port where nobody listens at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

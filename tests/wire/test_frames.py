@@ -60,6 +60,8 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(cls))
         case inspect.ListType(item_type=item, min_length=low, max_length=_):
             return st.lists(values(item), min_size=low or 0, max_size=4)
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(values(key), values(value), max_size=4)
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(values, items))
         case inspect.UnionType(types=types):
