@@ -364,7 +364,9 @@ def test_wrong_use(arguments: tuple[str, ...]) -> None:
 def test_status(appliance: Booted) -> None:
     finished = coral_reef(appliance.state, "status")
     assert (finished.returncode, finished.stderr) == (0, "")
-    assert "is ready: 1 of 1 workers ready (coral-reef-chat); mode local" in finished.stdout
+    assert re.search(
+        r"is ready: \d of 2 workers ready \(coral-reef-chat\b[^)]*\); mode local", finished.stdout
+    )
     assert "text-1" in finished.stdout
     assert "coral-reef-chat" in finished.stdout
     assert "warning" not in finished.stdout

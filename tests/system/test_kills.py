@@ -196,7 +196,7 @@ async def test_supervisor(endless: Booted) -> None:
     endless.wait_until_gone([supervisor, forkserver, worker])
     await asyncio.to_thread(endless.wait_until_healthy, within_s=HEALED_WITHIN_S)
     assert endless.pids("gateway") == [gateway], "the gateway was not to be touched"
-    for title in ("supervisor", "forkserver", "worker"):
+    for title in ("supervisor", "forkserver", "worker text"):
         assert len(endless.pids(title)) == 1, title
     await asyncio.to_thread(endless.wait_until_idle)
 

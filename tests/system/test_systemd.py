@@ -136,9 +136,8 @@ def test_start_returns_when_it_serves(machine: Machine) -> None:
 
 def test_the_status_line(running: Machine) -> None:
     wait_until_ready(running)
-    assert 'Status: "1 of 1 workers ready (coral-reef-chat)"' in running.out(
-        "systemctl", "status", SUPERVISOR
-    )
+    shown = running.out("systemctl", "status", SUPERVISOR)
+    assert re.search(r'Status: "\d of 2 workers ready \(coral-reef-chat\b', shown), shown
     shown = running.out("systemctl", "status", GATEWAY)
     assert re.search(r'Status: "(\d+) of \1 processes serve"', shown), shown
 
@@ -185,7 +184,7 @@ def test_who_runs_as_whom(running: Machine) -> None:
 
 def test_what_each_cannot_reach(running: Machine) -> None:
     """Seen from inside the sandbox of each process."""
-    worker, gateway = running.pid("worker"), running.pid("parent")
+    worker, gateway = running.pid("worker text"), running.pid("parent")
     database = "var/lib/coral-reef/coral-reef.db"
     assert (Path(f"/proc/{gateway}/root") / database).exists()
     assert not (Path(f"/proc/{worker}/root") / database).exists()
@@ -354,7 +353,8 @@ def test_a_good_reload(running: Machine) -> None:
         states_of(running, SERVICES) as seen,
     ):
         running.run("systemctl", "reload", SUPERVISOR)
-        (worker,) = json.loads(running.out("coral-reef", "worker", "list", "--json"))[-1:]
+        workers = json.loads(running.out("coral-reef", "worker", "list", "--json"))
+        worker = [each for each in workers if each["kind"] == "text"][-1]
         assert worker["slots"] == 3
         wait_until_replaced(running, first)
         second = gateways(running)
