@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from appliance.scheduling.invocations import TRIES_LIMIT, Invocations, Work, pieces
+from appliance.scheduling.invocations import TPU_MEMORY_BYTES, TRIES_LIMIT, Invocations, Work, pieces
 from appliance.wire.messages import Invoke, Invoked, TpuRole, TpuShare, TpuStep, failure
 
 from . import edgetpu
@@ -246,7 +246,7 @@ class TpuDevice(Device):
             each.model.name for each in engine.models.values() if each.model.kind in kinds
         )
         self.reserve = tpu.role is TpuRole.RESERVE
-        self.memory_bytes = 8 << 20
+        self.memory_bytes = TPU_MEMORY_BYTES
         self.runtime: Runtime | None = None
         self.found: Found | None = None
 

@@ -239,6 +239,22 @@ def test_roles_decide_what_is_loaded_first(engine: Engine, stand_in: StandIn) ->
     assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
 
 
+def test_models_that_do_not_fit_together_are_swapped(
+    engine: Engine, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_engine, "TPU_MEMORY_BYTES", engine.engine.models["words"].model.size_bytes)
+    fake = Fake("pci-0")
+    stand_in.tell(fake)
+    engine.tpus(fake).until_open(1)
+    first = engine.ask(model="words", texts=["one"]).outputs
+    for _ in range(3):
+        opened = stand_in.heard("open", fake)
+        assert engine.ask(tensors=TENSORS[:1]).ran_on == ["pci-0"]
+        assert engine.ask(model="words", texts=["one"]).outputs == first
+        assert stand_in.heard("open", fake) == opened + 2
+        assert stand_in.heard("close", fake) >= stand_in.heard("open", fake) - 2
+
+
 @pytest.mark.parametrize(
     ("inputs", "why"),
     [

@@ -182,6 +182,29 @@ def test_who_runs_as_whom(running: Machine) -> None:
     assert seen == set(expected)
 
 
+EMBED = """
+import httpx, pathlib
+key = pathlib.Path("/var/lib/coral-reef/admin.key").read_text().strip()
+answer = httpx.post(
+    "http://127.0.0.1:8080/api/v1/embeddings",
+    json={"input": ["the tide", "a tower"]},
+    headers={"Authorization": f"Bearer {key}"},
+    timeout=60,
+)
+print(answer.status_code, answer.text)
+"""
+
+
+def test_embeddings_from_inside_the_sandbox(running: Machine) -> None:
+    wait_until_ready(running)
+    status, _, body = running.python(EMBED).partition(" ")
+    assert status == "200", body
+    found = json.loads(body)
+    assert found["ran_on"] == ["cpu"]
+    assert len(found["data"]) == 2
+    assert all(any(each["embedding"]) for each in found["data"])
+
+
 def test_what_each_cannot_reach(running: Machine) -> None:
     """Seen from inside the sandbox of each process."""
     worker, gateway = running.pid("worker text"), running.pid("parent")
