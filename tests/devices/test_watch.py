@@ -450,5 +450,5 @@ class Reality(RuleBasedStateMachine):
             assert device.state is expected, device
 
 
-Reality.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+Reality.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestReality = Reality.TestCase
