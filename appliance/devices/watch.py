@@ -6,7 +6,6 @@ sysfs is the truth, an event only says where to look: so late, doubled and disor
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from appliance.config.appliance import Devices
 from appliance.wire.messages import Hotplug, Tpu, TpuBus, Tray
 
 from .access import User
-from .errors import BadTrayIdentity
+from .errors import BadTrayIdentity, ResetFailed
 from .monitor import Event, Monitor, Overflow
 from .quarantine import remember, remembered
 from .reset import reset
-from .sysfs import APEX_CLASS, Lack, Sysfs
+from .sysfs import APEX_CLASS, Lack, Sighting, Sysfs
 from .table import TpuTable
 from .temperature import Thresholds
 from .tray_identity import TrayIdentity, read
@@ -36,6 +35,9 @@ BATCH = 64
 
 #: When a PCIe TPU went away, its folder may still be there, or only its driver went: looked at again after this.
 SECOND_LOOK_S = 0.5
+
+#: Between the attempts to reset a TPU that somebody still has open.
+RESET_PAUSES_S = (0.5, 1.0, 2.0)
 
 #: Temperatures, permissions of those that lacked them.
 POLL_S = 2.0
@@ -125,6 +127,10 @@ class DeviceWatch:
         self.table.failed(tpu_id, reason)
         self._tell()
 
+    def worker_gone(self, worker: str) -> None:
+        self.table.worker_gone(worker)
+        self._tell()
+
     def quarantine(self, tpu_id: str, reason: str) -> None:
         self.table.quarantine(tpu_id, reason)
         self._tell()
@@ -136,11 +142,23 @@ class DeviceWatch:
         try:
             if seen is None or not seen.node:
                 return f"{tpu_id} is not there: what was wrong with it is forgotten"
-            await asyncio.to_thread(reset, seen.bus, self._root / seen.node.lstrip("/"))
+            await self._reset(seen)
             return f"{tpu_id} was reset"
         finally:
             self.table.reset_ended(tpu_id)
             self._tell()
+
+    async def _reset(self, seen: Sighting) -> None:
+        """Whoever had it open has been told a moment ago, and may need another one to close it."""
+        for pause_s in (*RESET_PAUSES_S, 0.0):
+            try:
+                await asyncio.to_thread(reset, seen.bus, self._root / seen.node.lstrip("/"))
+            except ResetFailed as error:
+                if not error.in_use or not pause_s:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return
 
     def configure(self, settings: Devices) -> None:
         """Takes other settings over."""
@@ -231,11 +249,12 @@ class DeviceWatch:
         while True:
             deadlines = [when for when in (self._second_look, self.table.next_deadline()) if when is not None]
             delay = max(0.0, min(deadlines) - self._clock()) if deadlines else None
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(delay):
                     await self._touched.wait()
+            except TimeoutError:
+                self.pass_time()
             self._touched.clear()
-            self.pass_time()
 
     def pass_time(self) -> None:
         """Does what is due by now."""

@@ -154,6 +154,7 @@ class Supervisor:
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
         self._control.granted(self._leases.worker_gone(name))
+        self.tpus.watch.worker_gone(name)
 
     def worker_changed(self, name: str) -> None:
         """A keeper's worker entered another state, or is trusted again."""

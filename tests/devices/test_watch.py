@@ -26,7 +26,7 @@ from appliance.devices.table import OPENING_S, TpuTable
 from appliance.devices.temperature import Heat, Thresholds
 from appliance.devices.trays import Layout
 from appliance.devices.watch import SECOND_LOOK_S, DeviceWatch
-from appliance.wire.messages import Hotplug, Tpu, TpuState
+from appliance.wire.messages import Hotplug, Tpu, TpuBus, TpuState
 from tests.waiting import look_until
 
 from .fake_sysfs import FakeSysfs
@@ -163,6 +163,30 @@ async def test_a_reset_that_fails(tmp_path: Path) -> None:
         await found.until_state("usb-1-1", TpuState.BOOT_LOADER)
         with pytest.raises(NoSuchTpu):
             await found.watch.reset("usb-2-2")
+
+
+async def test_a_reset_waits_for_who_has_it_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a real driver refuses whoever comes second."""
+    FakeSysfs(tmp_path).apex(0, "0000:03:00.0")
+    busy = ResetFailed("in use", in_use=True)
+    answers: list[ResetFailed | None] = [busy, busy, None]
+
+    def reset(_bus: TpuBus, _node: Path) -> None:
+        if error := answers.pop(0):
+            raise error
+
+    monkeypatch.setattr("appliance.devices.watch.reset", reset)
+    monkeypatch.setattr("appliance.devices.watch.RESET_PAUSES_S", (0.01, 0.01, 0.01))
+    async with watching(tmp_path) as found:
+        await found.until_state("pci-0000:03:00.0", TpuState.READY)
+        found.watch.opened("pci-0000:03:00.0", "tpu-1")
+        assert await found.watch.reset("pci-0000:03:00.0") == "pci-0000:03:00.0 was reset"
+        assert [(tpu_id, worker) for tpu_id, worker, _ in found.lost] == [("pci-0000:03:00.0", "tpu-1")]
+        await found.until_state("pci-0000:03:00.0", TpuState.READY)
+        answers[:] = [busy] * 4
+        with pytest.raises(ResetFailed, match="in use"):
+            await found.watch.reset("pci-0000:03:00.0")
+        assert answers == []
 
 
 # --- events ------------------------------------------------------------------------------------------------------------
