@@ -47,9 +47,11 @@ FULL_LOOK_S = 5.0
 
 
 class DeviceWatch:
-    """Owns the table and the monitor. `memory` is where it remembers who is in
-    quarantine. `changed(tpus)` is called with the TPUs that changed, after each batch of events,
-    `trays_changed()` when an identity was read; `lost` as `TpuTable` says. Everything happens in the loop that runs `run`."""
+    """Owns the table and the monitor; everything happens in the loop that runs `run`.
+
+    `changed(tpus)` is called with the TPUs that changed, after each batch of events, `trays_changed()` when an identity was read,
+    `lost` as `TpuTable` says. `memory` is the file that remembers who is in quarantine.
+    """
 
     def __init__(
         self,

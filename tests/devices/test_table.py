@@ -462,6 +462,9 @@ def test_what_may_happen_happens_and_nothing_else(caplog: pytest.LogCaptureFixtu
             before = {tpu.id: tpu.state for tpu in bench.table.all()}
             with contextlib.suppress(NoSuchTpu, TpuNotUsable):
                 draw.choice(acts)(draw.choice([USB, PCI]))
+            bench.table.tick()
+            due = bench.table.next_deadline()
+            assert due is None or due > bench.clock()  # who waits for it does not wake in vain
             for tpu in bench.table.all():
                 seen.add((before.get(tpu.id, APPEARING), tpu.state))
                 assert not tpu.worker or tpu.state in {LEASED, HOT}
