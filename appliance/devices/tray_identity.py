@@ -26,7 +26,8 @@ _Word = r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
 
 
 class TrayIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Format 1. `id` is one tray's and no other's; `persona` whom it is bound to, empty for nobody."""
+    """Format 1. `id` is one tray's and no other's; `persona` whom it is bound to, empty for nobody; `slots` how
+    many TPUs it has room for; `notes` are for people."""
 
     format: Annotated[int, Meta(ge=1, le=1)]
     id: Annotated[str, Meta(min_length=1, max_length=64, pattern=_Word)]

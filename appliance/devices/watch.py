@@ -339,7 +339,11 @@ class DeviceWatch:
             for other, identity in self._identities.items()
             if other != name and isinstance(identity, TrayIdentity) and identity.id == found.id
         ]
-        problem = f"calls itself {found.id}, as {', '.join(twins)} does" if twins else ""
+        problem = ""
+        if twins:
+            problem = f"calls itself {found.id}, as {', '.join(twins)} does"
+        elif plan.slots and found.slots not in (None, slots):
+            problem = f"{found.id} says that it has {found.slots} slots, and its place has {slots}"
         return Tray(
             name=name, slots=slots, identity=found.id, persona=found.persona or plan.persona, problem=problem
         )

@@ -269,24 +269,27 @@ async def test_a_tray_keeps_its_persona_wherever_it_stands(tmp_path: Path) -> No
         await look_until("as in another tower", lambda: personas() == {"tray-2": "marina"})
 
 
+TWIN = '{"format": 1, "id": "twin"}'
+
+
 async def test_identities_that_cannot_be_believed(tmp_path: Path) -> None:
-    for tray, text in enumerate(
-        ('{"format": 1, "id": "twin"}', '{"format": 1, "id": "twin"}', "nonsense", ""), 1
-    ):
+    for tray, text in enumerate((TWIN, TWIN, "nonsense", "", '{"format": 1, "id": "big", "slots": 16}'), 1):
         (tmp_path / f"{tray}.json").write_text(text)
     devices = Devices(
         trays=[
             Tray(name=f"t{tray}", slots=[f"usb-1-{tray}"], identity=f"/{tray}.json", persona="pike")
-            for tray in range(1, 6)
+            for tray in range(1, 7)
         ]
     )
     async with watching(tmp_path, devices) as found:
-        await look_until("all are read", lambda: len(found.watch._identities) == 5)
+        await look_until("all are read", lambda: len(found.watch._identities) == 6)
         problems = [tray.problem for tray in found.watch.trays()]
         assert problems[0] == "calls itself twin, as t2 does"
         assert problems[1] == "calls itself twin, as t1 does"
         assert problems[2].startswith("/3.json is no tray identity: ")
-        assert problems[3:] == ["", ""]  # blank, and not there
+        assert problems[3] == ""  # blank
+        assert problems[4] == "big says that it has 16 slots, and its place has 1"
+        assert problems[5] == ""  # not there
         assert {tray.persona for tray in found.watch.trays()} == {"pike"}
         found.watch.configure(Devices())
         assert found.watch.trays() == []
