@@ -9,10 +9,10 @@ STATE ?= .state
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench test-long install uninstall lock native wheel model clean
+.PHONY: help run test check format bench test-long install uninstall lock native wheel model models-small models-tpu clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PORT= and STATE= change where 'make run' listens (8080) and keeps everything (.state)"
 
 run:  ## start the appliance on this machine (Ctrl-C stops it)
@@ -39,7 +39,7 @@ format:  ## put the code into shape
 
 bench:  ## measure; prints our figure, the limit's and the ratio
 	@./scripts/install test
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(SECTIONS)
 
 test-long:  ## the long versions of the tests
 	@./scripts/install test
@@ -71,6 +71,14 @@ wheel:  ## put the portable text engine back
 model:  ## train the chat model anew (2 cores, under 90 minutes; goes on where it was stopped)
 	@./scripts/install training
 	@./scripts/make-chat-model
+
+models-small:  ## make the embedding and the emotion model anew (2 cores, under an hour; what the teacher said is kept)
+	@./scripts/install training
+	@./scripts/make-small-models
+
+models-tpu:  ## compile the models for Edge TPUs, where Google's edgetpu_compiler is installed
+	@./scripts/install run
+	@$(BIN)/python -m appliance.inference.compile_models --state "$(STATE)"
 
 clean:  ## remove what was installed here; leaves the state alone
 	rm -rf $(VENV) .venv-training .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

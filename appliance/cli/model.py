@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.inference.gguf import Gguf, read_gguf
+from appliance.inference.tflite import Tensor, Tflite, read_tflite
 from appliance.paths import Paths
 from appliance.wire.messages import ModelStatus
 
@@ -41,7 +43,7 @@ def add_parser(commands: Any) -> None:
     showing = actions.add_parser(
         "show",
         help="show what one is",
-        description="Shows a model's architecture, window, size, checksum and chat template.",
+        description="Shows what a model's file says of it, its size and its checksum.",
     )
     named = showing.add_argument("name", metavar="NAME", help="as 'coral-reef model list' shows it")
     named.completer = complete_model
@@ -105,7 +107,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     except InferenceError as error:
         raise Failed(str(error)) from None
     try:
-        head = read_gguf(model.path)
+        head = read_tflite(model.path) if model.path.suffix == ".tflite" else read_gguf(model.path)
     except InferenceError as error:
         raise Failed(f"the model {model.name}: {model.path}: {error}", ExitStatus.BAD_MODEL) from None
     except OSError as error:
@@ -114,36 +116,102 @@ def run_show(arguments: argparse.Namespace) -> int:
         ) from None
     if arguments.json:
         show_json(model, head)
+    elif isinstance(head, Tflite):
+        show_tflite(model, head)
     else:
         show(model, head)
     return ExitStatus.OK
 
 
-def show_json(model: models.Model, head: Gguf) -> None:
+def show_json(model: models.Model, head: Gguf | Tflite) -> None:
     """A model for programs: its entry in the manifest, where it lies, and what its file says."""
-    found = {"model": model.entry, "path": str(model.path), "shipped": model.shipped, "gguf": head}
-    print_json(found)
+    found = {"model": model.entry, "path": str(model.path), "shipped": model.shipped}
+    if isinstance(head, Tflite):
+        print_json(found | {"tflite": for_programs(head)})
+    else:
+        print_json(found | {"gguf": head})
 
 
 def show(model: models.Model, head: Gguf) -> None:
     """Prints a model for people; of its template the first lines."""
-    entry = model.entry
     lines = [
-        ("model", f"{model.name} ({'ships with Coral-Reef' if model.shipped else 'yours'})"),
+        ("model", whose(model)),
+        ("adapter of", model.entry.base),
         ("title", head.name),
         (
             "architecture",
-            ", ".join(filter(None, (head.architecture, _count(head.parameters), head.quantisation))),
+            ", ".join(filter(None, (head.architecture, count(head.parameters), head.quantisation))),
         ),
-        ("window", f"{head.context_tokens} tokens" if head.context_tokens else "the file does not say"),
+        ("window", "" if model.entry.base else _window(head.context_tokens)),
+        *on_disk(model),
+    ]
+    print_lines(lines)
+    if not model.entry.base:
+        print("chat template " + template(head.chat_template))
+
+
+def _window(tokens: int) -> str:
+    return f"{tokens} tokens" if tokens else "the file does not say"
+
+
+def show_tflite(model: models.Model, head: Tflite) -> None:
+    """Prints a model for TPUs for people."""
+    counted = Counter(head.operations)
+    print_lines(
+        [
+            ("model", whose(model)),
+            ("kind", model.entry.kind),
+            ("title", head.description),
+            *(("input", _tensor(each)) for each in head.inputs),
+            *(("output", _tensor(each)) for each in head.outputs),
+            ("operations", ", ".join(f"{number} {name}" for name, number in counted.items())),
+            ("parameters", "in the compiled part" if head.compiled else count(head.parameters)),
+            ("compiled from", model.entry.twin),
+            *on_disk(model),
+        ]
+    )
+
+
+def for_programs(head: Tflite) -> dict[str, Any]:
+    """What a .tflite file says, without its weights' names and the contents of its metadata."""
+    return {
+        "inputs": head.inputs,
+        "outputs": head.outputs,
+        "operations": head.operations,
+        "parameters": head.parameters,
+        "compiled": head.compiled,
+        "description": head.description,
+        "metadata_bytes": {name: len(content) for name, content in head.metadata.items()},
+    }
+
+
+def _tensor(tensor: Tensor) -> str:
+    """`int8 1x384, scale 0.0039, zero point -1`."""
+    shape = "x".join(map(str, tensor.shape)) or "scalar"
+    quantised = f", scale {tensor.scale:.4g}, zero point {tensor.zero_point}" if tensor.scales else ""
+    return f"{tensor.type} {shape}{quantised} ({tensor.name})"
+
+
+def whose(model: models.Model) -> str:
+    """A model's name, and whose it is."""
+    return f"{model.name} ({'ships with Coral-Reef' if model.shipped else 'yours'})"
+
+
+def on_disk(model: models.Model) -> list[tuple[str, str]]:
+    """The lines on a model's file."""
+    entry = model.entry
+    return [
         ("size", f"{size(entry.size_bytes)} ({entry.size_bytes} bytes)"),
         ("SHA-256", entry.sha256),
         ("file", str(model.path)),
     ]
+
+
+def print_lines(lines: list[tuple[str, str]]) -> None:
+    """Labels and texts; what is empty is left out."""
     for label, text in lines:
         if text:
             print(f"{label:<14}{printable(text)}")
-    print("chat template " + template(head.chat_template))
 
 
 def template(text: str) -> str:
@@ -160,7 +228,7 @@ def template(text: str) -> str:
     return "\n".join([f"{len(text)} characters", *shown])
 
 
-def _count(parameters: int) -> str:
+def count(parameters: int) -> str:
     """`4.95 million parameters`."""
     for unit, word in ((10**9, "billion"), (10**6, "million")):
         if parameters >= unit:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .place import paths_of
+
+if TYPE_CHECKING:
+    from appliance.inference.models import Model
 
 
 def complete_model(*, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """All models on disk: the shell does not wait for an appliance."""
-    return [name for name, _ in _models(parsed_args)]
+    return [model.name for model in _models(parsed_args)]
+
+
+def complete_text_model(*, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Those that can write replies."""
+    return [model.name for model in _models(parsed_args) if model.entry.kind == "text"]
 
 
 def complete_own_model(*, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """The owner's own models."""
-    return [name for name, shipped in _models(parsed_args) if not shipped]
+    return [model.name for model in _models(parsed_args) if not model.shipped]
 
 
-def _models(parsed_args: argparse.Namespace) -> list[tuple[str, bool]]:
+def _models(parsed_args: argparse.Namespace) -> list[Model]:
     from appliance.inference import models
     from appliance.inference.errors import InferenceError
 
     try:
-        found = models.catalogue(paths_of(parsed_args))
+        return list(models.catalogue(paths_of(parsed_args)).values())
     except InferenceError:
         return []
-    return [(model.name, model.shipped) for model in found.values()]

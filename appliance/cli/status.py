@@ -34,8 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK if status.ready else ExitStatus.FAILED
 
 
+#: The builds of the engine of embedding and emotion models.
+LITERT = {"xnnpack": "models on the CPU (XNNPACK)", "libedgetpu": "models on Edge TPUs (libedgetpu)"}
+
+
 def engine_in_words(engine: EngineBuild) -> str:
     """Which build of the engine runs, and how to get a faster one."""
+    if engine.build in LITERT:
+        return f"engine: LiteRT {engine.version}, {LITERT[engine.build]}"
     if engine.build == "native":
         build = "built for this CPU"
     else:

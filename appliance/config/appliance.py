@@ -67,6 +67,21 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
+class Inference(Section, frozen=True):
+    """The workers that run the embedding and emotion models: on TPUs, and on the CPU where there are none."""
+
+    cpu_threads: Annotated[
+        int, Meta(ge=1, le=64, description="Threads that run these models on the CPU.")
+    ] = 1
+    invoke_limit_s: Annotated[
+        float,
+        Meta(ge=0.5, le=60, description="A TPU that has not answered then is stuck: its worker is ended."),
+    ] = 2.0
+    memory_limit_mib: Annotated[
+        int, Meta(ge=0, le=1_048_576, description="A worker that needs more is restarted; 0: no limit.")
+    ] = 1024
+
+
 class PlacementName(StrEnum):
     """How a worker is chosen for a request."""
 
@@ -162,6 +177,28 @@ class Appliance(Section, frozen=True):
     gateway: Gateway = Gateway()
     chat: Chat = Chat()
     text: Text = Text()
+    inference: Inference = Inference()
     scheduler: Scheduler = Scheduler()
     devices: Devices = Devices()
     supervisor: Supervisor = Supervisor()
+
+
+def by_key(settings: msgspec.Struct) -> dict[str, object]:
+    """Every setting by its `section.key`."""
+    found: dict[str, object] = {}
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Section):
+            found |= {f"{name}.{key}": getattr(value, key) for key in value.__struct_fields__}
+        else:
+            found[name] = value
+    return found
+
+
+def gateway_part(appliance: Appliance) -> dict[str, object]:
+    """What the gateway's processes are given when they start, by its keys; the rest is the supervisor's alone."""
+    return {
+        key: value
+        for key, value in by_key(appliance).items()
+        if key.startswith(("gateway.", "chat.")) or key == "scheduler.queue_timeout_s"
+    }

@@ -43,8 +43,10 @@ MEANINGS = {
     400: "the request is wrong; `errors` names the fields",
     401: "no API key, or one that is not valid",
     403: "your API key may not do this",
-    404: "there is no such persona, session or TPU, or it is not yours",
+    404: "there is no such persona, session, model or TPU, or it is not yours",
+    408: "the request was not complete in time",
     413: "the body is too large",
+    431: "the request's line and headers are too large",
     502: "the worker died, or its engine gave up; ask again",
     503: "no place was free in time, or a part is being restarted; `Retry-After` says when to ask again",
 }

@@ -31,8 +31,21 @@ from .errors import (
     NameTaken,
     NoSpace,
 )
-from .gguf import Gguf, opened, parse_gguf, read_gguf
-from .models import CHUNK_BYTES, SHIPPED, Entry, Manifest, Model, catalogue, read_manifest
+from .gguf import Gguf, opened, parse_gguf, read_gguf, read_shapes
+from .lora import ADAPTER, LORA, check_fits
+from .models import (
+    ADAPTERS_LIMIT,
+    CHUNK_BYTES,
+    SHIPPED,
+    Entry,
+    Manifest,
+    Model,
+    catalogue,
+    find,
+    read_manifest,
+    shipped,
+)
+from .tflite import parse_tflite, read_tflite
 
 #: A model's name, as `text.model` in appliance.toml takes it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -43,7 +56,9 @@ RESERVE_BYTES = 256 * 1024 * 1024
 PARTIAL = ".gguf.partial"
 
 #: The names that `add` gives, and what is left of one that was interrupted. A manifest's temporary file is `write_atomically`'s.
-_OURS = re.compile(r".+\.[0-9a-f]{16}\.gguf|.+\.gguf\.partial|\.manifest\.json\..+")
+_OURS = re.compile(
+    r".+\.[0-9a-f]{16}(?:\.gguf|_edgetpu\.tflite)|.+\.gguf\.partial|\.(?:manifest\.json|.+_edgetpu\.tflite)\..+"
+)
 
 
 def add(
@@ -51,15 +66,16 @@ def add(
     source: Path,
     *,
     name: str = "",
+    base: str = "",
     replace: bool = False,
     sha256: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Model, Gguf]:
     """Copies `source` into the library and returns the new model with what its file says of itself.
 
-    `name` is the file's own when empty; `sha256` is what its publisher says, compared when given; `progress` is told (bytes
-    done, bytes in all). ModelRefused or one of its kinds, ModelCorrupt when the SHA-256 is another, OSError when a disk fails:
-    the library is then as it was.
+    `name` is the file's own when empty; `base` names the model that an adapter is for; `sha256` is what its publisher says,
+    compared when given; `progress` is told (bytes done, bytes in all). ModelRefused or one of its kinds, ModelCorrupt when the
+    SHA-256 is another, OSError when a disk fails: the library is then as it was.
     """
     name = name or default_name(source)
     if not NAME.fullmatch(name):
@@ -67,10 +83,14 @@ def add(
             f"{name!r} is no model's name: expected at most 128 letters, digits and any of . _ : / -, a letter or digit first"
         )
     with _source(source) as (file, size):
-        head = _usable(source, file, size)
+        head = _usable(source, file, size, base)
         with _locked(paths):
             entries = read_manifest(paths.models)
             _check_name(name, entries, replace=replace)
+            if base:
+                _check_adapter(paths, source, head, base)
+                if sum(each.base == base and each.name != name for each in entries) >= ADAPTERS_LIMIT:
+                    raise ModelRefused(f"{base} has {ADAPTERS_LIMIT} adapters already: remove one first")
             _sweep(paths.models, entries)
             _check_space(paths.models, size)
             partial = paths.models / f"{_plain(name)}{PARTIAL}"
@@ -84,7 +104,8 @@ def add(
                     raise ModelRefused(f"{source} changed while it was copied: try again")
                 entry = Entry(
                     name=name,
-                    kind="text",
+                    kind=ADAPTER if base else "text",
+                    base=base,
                     file=f"{_plain(name)}.{found[:16]}.gguf",
                     sha256=found,
                     size_bytes=size,
@@ -102,6 +123,52 @@ def add(
     return Model(entry=entry, path=paths.models / entry.file, shipped=False), head
 
 
+def add_compiled(paths: Paths, twin: Model, content: bytes) -> Model:
+    """Puts what the Edge TPU compiler made of `twin` into the library, as NAME-edgetpu, in the place of what it made before.
+
+    ModelRefused or one of its kinds when that is no model for Edge TPUs with the inputs and outputs of its twin, OSError when a
+    disk fails: the library is then as it was.
+    """
+    head = parse_tflite(content)
+    if not head.compiled:
+        raise ModelRefused(
+            f"what was made of {twin.name} does not run on an Edge TPU: it has {head.operations[:8]}"
+        )
+    if len(head.operations) > 1:
+        raise ModelRefused(
+            f"what was made of {twin.name} runs on an Edge TPU in part only: it has {head.operations[:8]}"
+        )
+    found, expected = (
+        [(tensor.shape, tensor.type) for tensor in (*each.inputs, *each.outputs)]
+        for each in (head, read_tflite(twin.path))
+    )
+    if found != expected:
+        raise ModelRefused(
+            f"what was made of {twin.name} has inputs and outputs {found}, expected {expected}"
+        )
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"{twin.name}-edgetpu"
+    entry = Entry(
+        name=name,
+        kind=twin.entry.kind,
+        file=f"{_plain(twin.name)}.{sha256[:16]}_edgetpu.tflite",
+        sha256=sha256,
+        size_bytes=len(content),
+        description=f"{twin.name}, compiled for Edge TPUs",
+        twin=twin.name,
+        twin_sha256=twin.entry.sha256,
+    )
+    with _locked(paths):
+        entries = read_manifest(paths.models)
+        _sweep(paths.models, entries)
+        _check_space(paths.models, len(content))
+        write_atomically(paths.models / entry.file, content, mode=0o644)
+        entries = [*(each for each in entries if each.name != name), entry]
+        _write_manifest(paths.models, entries)
+        _sweep(paths.models, entries)
+    return Model(entry=entry, path=paths.models / entry.file, shipped=False)
+
+
 def remove(paths: Paths, name: str) -> Model:
     """Takes the owner's model of that name out of the library and deletes its file; returns what it was.
 
@@ -115,6 +182,8 @@ def remove(paths: Paths, name: str) -> Model:
             if name in known:
                 raise ModelRefused(f"{name} ships with Coral-Reef and cannot be removed")
             raise ModelUnknown(f"no model is called {name!r}; there are: {', '.join(sorted(known))}")
+        if (adapters := [each.name for each in entries if each.base == name]) and name not in shipped():
+            raise ModelRefused(f"{name} has adapters: remove {', '.join(sorted(adapters))} first")
         entries = [each for each in entries if each.name != name]
         _write_manifest(paths.models, entries)
         if all(each.file != entry.file for each in entries):
@@ -148,8 +217,8 @@ def _source(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         yield opened_file
 
 
-def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
-    """What the file says, when it is a whole model that can write replies."""
+def _usable(source: Path, file: BinaryIO, size: int, base: str) -> Gguf:
+    """What the file says, when it is a whole model that can write replies, or an adapter of `base`."""
     try:
         head = parse_gguf(file, size)
     except GgufBroken as error:
@@ -164,6 +233,16 @@ def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
             f"{source}: one of {head.parts} parts of a model: "
             "join them with llama.cpp's 'llama-gguf-split --merge' and add the whole"
         )
+    if head.kind == ADAPTER:
+        if not base:
+            raise ModelRefused(f"{source}: an adapter: say which model it is for, with --for MODEL")
+        if head.adapter != LORA:
+            raise ModelRefused(
+                f"{source}: an adapter of type {head.adapter[:60]!r}: the engine here runs {LORA!r}"
+            )
+        return head
+    if base:
+        raise ModelRefused(f"{source}: a model of its own, no adapter: add it without --for")
     if head.kind != "model":
         raise ModelRefused(f"{source}: not a model of its own but of type {head.kind[:60]!r}")
     if not head.tensors:
@@ -171,6 +250,22 @@ def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
     if not head.causal:
         raise ModelRefused(f"{source}: reads texts and cannot write any ({head.architecture[:60]})")
     return head
+
+
+def _check_adapter(paths: Paths, source: Path, head: Gguf, base: str) -> None:
+    """An adapter that the engine could not load would keep it from loading the model."""
+    model = find(paths, base)
+    if model.entry.kind != "text":
+        raise ModelRefused(f"{base} is no model that writes replies: {source} cannot be an adapter of it")
+    architecture = read_gguf(model.path).architecture
+    if head.architecture != architecture:
+        raise ModelRefused(
+            f"{source}: made for a {head.architecture[:60]} model, and {base} is a {architecture[:60]}"
+        )
+    try:
+        check_fits(read_shapes(source), read_shapes(model.path))
+    except ModelRefused as error:
+        raise ModelRefused(f"{source}: {error} ({base})") from None
 
 
 def _check_name(name: str, entries: list[Entry], *, replace: bool) -> None:

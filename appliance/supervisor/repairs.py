@@ -25,6 +25,11 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    ADAPTER_UNUSABLE = "adapter_unusable"
+    MODEL_ASTRAY = "model_astray"
+    MODELS_NOT_COMPILED = "models_not_compiled"
+    SMALL_MODEL_UNUSABLE = "small_model_unusable"
+    TPU_LIBRARY = "tpu_library"
     TPU_BOOT_LOADER = "tpu_boot_loader"
     TPU_DRIVER = "tpu_driver"
     TPU_HOT = "tpu_hot"
@@ -64,6 +69,31 @@ SORTS: dict[Kind, Sort] = {
         "Add the model again ('coral-reef model add FILE --name NAME --replace'), or load another one "
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
+    ),
+    Kind.ADAPTER_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the adapter again ('coral-reef model add FILE --for MODEL --name NAME --replace') or remove it "
+        "('coral-reef model remove NAME'), then 'coral-reef model load MODEL'. The model itself is not affected.",
+    ),
+    Kind.MODEL_ASTRAY: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' again, or add the model that it was compiled from. Until then that one runs on the CPU, "
+        "if it is there.",
+    ),
+    Kind.SMALL_MODEL_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the model again, or install Coral-Reef again; what was compiled for TPUs is made again by 'make models-tpu'. "
+        "Conversations go on without it.",
+    ),
+    Kind.MODELS_NOT_COMPILED: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' on a PC that has edgetpu_compiler, and install what it makes. Until then the "
+        "TPUs have nothing to do.",
+    ),
+    Kind.TPU_LIBRARY: Sort(
+        Severity.ERROR,
+        "Install libedgetpu1-std, built for TensorFlow 2.16 or later, and restart the appliance. Until then "
+        "the models run on the CPU.",
     ),
     Kind.TPU_BOOT_LOADER: Sort(
         Severity.ERROR,
@@ -112,7 +142,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.WORKER_MEMORY: Sort(
         Severity.ERROR,
-        "Raise text.memory_limit_mib in appliance.toml, or lower text.slots, text.context_tokens or text.cache_mib.",
+        "Lower text.slots, text.context_tokens or text.cache_mib in appliance.toml, or load a smaller model; if the machine has "
+        "more memory, raise text.memory_limit_mib.",
     ),
 }
 

@@ -20,7 +20,7 @@ from appliance.paths import Paths
 from tests.inference.gguf_files import METADATA, STRING, gguf, pair, shipped_model, text
 
 ROOT = Path(appliance.__file__).parents[1]
-(SHIPS,) = shipped()
+(SHIPS,) = (model.name for model in shipped().values() if model.entry.kind == "text")
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_verify(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged, _ = library.add(paths, nowhere / "mine.gguf", name="damaged")
     library.add(paths, shipped_model(), name="whole")
     assert model(nowhere, "verify") == 0
-    assert capsys.readouterr().out.count(" OK ") == 3
+    assert capsys.readouterr().out.count(" OK ") == 2 + len(shipped())
     data = bytearray(damaged.path.read_bytes())
     data[-1] ^= 1
     damaged.path.write_bytes(data)

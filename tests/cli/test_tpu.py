@@ -24,6 +24,7 @@ from appliance.cli import tower
 from appliance.cli.main import main
 from appliance.devices.errors import NoSuchTpu
 from appliance.paths import Paths
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
 from appliance.wire.messages import (
@@ -99,6 +100,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
     control = ControlSocket(
         paths.control_socket,
         LeaseTable(queue_limit=1),
+        InvokeLeases(limit=1),
         status=lambda: status,
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),

@@ -17,6 +17,7 @@ import pytest
 
 from appliance.devices.errors import NoSuchTpu
 from appliance.inference.errors import ModelUnknown
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import (
     BAD_MESSAGES_LIMIT,
@@ -25,7 +26,7 @@ from appliance.supervisor.control import (
     PLACES_PERIOD_S,
     ControlSocket,
 )
-from appliance.supervisor.errors import NoSuchWorker, NotFixable
+from appliance.supervisor.errors import NoSuchWorker, NotFixable, SubsystemDead
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
 from appliance.wire.messages import (
@@ -139,6 +140,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
     control = ControlSocket(
         folder / "control.sock",
         table,
+        InvokeLeases(limit=queue_limit),
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
@@ -517,6 +519,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     control = ControlSocket(
         path,
         LeaseTable(queue_limit=1),
+        InvokeLeases(limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
@@ -528,6 +531,14 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     await connection.close()
     await control.close()
     assert not path.exists()
+
+
+async def test_it_proves_that_it_answers(served: Served) -> None:
+    await served.control.prove()
+    await look_until("who proved it has gone", lambda: not served.control._peers)
+    served.path.rename(served.path.with_name("elsewhere.sock"))
+    with pytest.raises(SubsystemDead, match="the control socket does not answer: "):
+        await served.control.prove()
 
 
 async def test_orders_are_carried_out_or_refused(served: Served) -> None:

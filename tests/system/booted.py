@@ -115,12 +115,15 @@ class Booted:
         self.wait_for_leases(0, within_s=within_s)
 
     def worker_pid(self) -> int:
-        """The process of the one worker, once it is ready."""
+        """The process of the one worker that writes, once it is ready."""
         return int(wait_for("a worker is ready", self._ready_worker, within_s=START_TIMEOUT_S)["pid"])
 
+    def text_workers(self) -> list[dict[str, Any]]:
+        """The workers that write replies."""
+        return [each for each in self.status()["workers"] if each["kind"] == "text"]
+
     def _ready_worker(self) -> dict[str, Any] | None:
-        workers: list[dict[str, Any]] = self.status()["workers"]
-        return next((each for each in workers if each["state"] == "ready"), None)
+        return next((each for each in self.text_workers() if each["state"] == "ready"), None)
 
     def pids(self, title: str) -> list[int]:
         """Our processes whose title is `coral-reef: TITLE...`."""
@@ -197,6 +200,18 @@ def configure(state: Path, appliance_toml: str = "", *, endless_model: bool = Fa
         endless.add_endless_model(state / "models")
         text = f"{endless.CONFIGURATION}\n{text}"
     (state / "etc/appliance.toml").write_text(text, "utf-8")
+
+
+def command(appliance: Booted, *words: str) -> subprocess.CompletedProcess[str]:
+    """`coral-reef WORDS` on this appliance."""
+    return subprocess.run(
+        [*COMMAND, *words, "--state", str(appliance.state)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def free_port() -> int:

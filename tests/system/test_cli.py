@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from .booted import COMMAND, ROOT, Booted, booted, environment
+from tests.endless import NAME, add_endless_model
+
+from .booted import COMMAND, ROOT, Booted, booted, configure, environment
+from .talk import events_in, question, session_of
 from .terminal import CTRL_C, CTRL_D, Terminal, terminal
 
 pytestmark = pytest.mark.system
@@ -53,6 +57,22 @@ def chatting(appliance: Booted, *arguments: str) -> Iterator[Terminal]:
     with terminal(command, cwd=ROOT, env=environment()) as found:
         found.expect(PROMPT)
         yield found
+
+
+def seen(screen: Terminal) -> str:
+    """What a person sees who looks now: what was written over is gone."""
+    lines = []
+    for line in screen.screen.split("\n"):
+        cells: list[str] = []
+        at = 0
+        for each in line:
+            if each == "\r":
+                at = 0
+            else:
+                cells[at : at + 1] = each
+                at += 1
+        lines.append("".join(cells))
+    return "\n".join(lines)
 
 
 # --- in a terminal ------------------------------------------------------------------------------------------------
@@ -129,6 +149,63 @@ def test_a_reply_appears_as_it_is_written_and_ctrl_c_cancels_it(endless_applianc
         assert screen.wait() == 0
         assert "Traceback" not in screen.screen
     endless_appliance.wait_until_idle()
+
+
+def test_the_place_in_the_queue_is_shown_while_it_lasts(endless_appliance: Booted) -> None:
+    """A second question of a conversation waits for the first."""
+    with endless_appliance.client() as client, ExitStack() as first:
+        response = first.enter_context(client.stream("POST", "/api/v1/chat/stream", json=question()))
+        events = events_in(response.iter_lines())
+        session = session_of([next(events)])
+        with chatting(endless_appliance, "finn", "--session", session) as screen:
+            for _ in range(2):
+                screen.type("Hello\n")
+                screen.expect(r"\[place 1 in the queue\]")
+                screen.type(CTRL_C)
+                screen.expect(r" \[cancelled\]\n")
+                screen.expect(PROMPT)
+            endless_appliance.wait_for_leases(1)
+            assert "queue" not in seen(screen)
+            screen.type("Hello\n")
+            screen.expect(r"\[place 1 in the queue\]")
+            first.close()
+            screen.expect(r"\w{3}")
+            screen.type(CTRL_C)
+            screen.expect(r"\[cancelled\]\n")
+            assert "queue" not in seen(screen)
+            assert "Traceback" not in screen.screen
+    endless_appliance.wait_until_idle()
+
+
+def test_how_far_a_long_question_was_read_is_shown_while_it_lasts(state: Path) -> None:
+    settings = f'[text]\nmodel = "{NAME}"\n[chat]\nmax_tokens = 30\n[gateway]\nmessage_limit_chars = 30000\n'
+    configure(state, settings)
+    add_endless_model(state / "models")
+
+    def long_question(start: str) -> list[str]:
+        return ["chat", "finn", "-m", f"{start} " + "tide and moon " * 1_800]
+
+    with booted(state) as appliance:
+        command = [*COMMAND, *long_question("First"), "--state", str(state)]
+        with terminal(command, cwd=ROOT, env=environment()) as screen:
+            screen.expect(r"\[reading, \d+ %\]")
+            screen.type(CTRL_C)
+            assert screen.wait() == 130
+            assert "reading" not in seen(screen)
+            assert "Traceback" not in screen.screen
+        appliance.wait_until_idle()
+        command = [*COMMAND, *long_question("Second"), "--state", str(state)]
+        with terminal(command, cwd=ROOT, env=environment()) as screen:
+            screen.expect(r"\[reading, \d+ %\]")
+            assert screen.wait(within_s=90) == 0
+            assert re.search(r"\w{3}", seen(screen))
+            assert "reading" not in seen(screen)
+        events = coral_reef(state, *long_question("Third"), "--json")
+        assert '"progress"' in events.stdout
+        finished = coral_reef(state, *long_question("Fourth"))
+        assert finished.returncode == 0
+        assert "\r" not in finished.stdout
+        assert "[" not in finished.stdout.replace("[cut off: too long]", "")
 
 
 def test_ctrl_c_ends_a_single_question(endless_appliance: Booted) -> None:
@@ -299,8 +376,9 @@ def test_status_as_json(appliance: Booted) -> None:
     status = json.loads(finished.stdout)
     assert status["ready"] is True
     assert status["pid"] in appliance.pids("supervisor")
-    assert [worker["state"] for worker in status["workers"]] == ["ready"]
-    assert status["workers"][0]["pid"] in appliance.pids("worker")
+    text, *_ = status["workers"]
+    assert (text["kind"], text["state"]) == ("text", "ready")
+    assert text["pid"] in appliance.pids("worker text")
 
 
 def test_models(appliance: Booted) -> None:
@@ -309,9 +387,8 @@ def test_models(appliance: Booted) -> None:
     assert "coral-reef-chat" in finished.stdout
     assert "text-1" in finished.stdout
     listed = json.loads(coral_reef(appliance.state, "model", "list", "--json").stdout)
-    assert [(model["name"], model["loaded_by"], model["shipped"]) for model in listed] == [
-        ("coral-reef-chat", ["text-1"], True)
-    ]
+    assert all(model["shipped"] for model in listed)
+    assert [model["name"] for model in listed if "text-1" in model["loaded_by"]] == ["coral-reef-chat"]
 
 
 def test_models_while_nothing_runs(state: Path) -> None:
@@ -319,15 +396,19 @@ def test_models_while_nothing_runs(state: Path) -> None:
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "coral-reef-chat" in finished.stdout
     listed = json.loads(coral_reef(state, "model", "list", "--json").stdout)
-    assert [(model["name"], model["loaded_by"]) for model in listed] == [("coral-reef-chat", [])]
+    assert {model["name"]: model["loaded_by"] for model in listed} == {
+        "coral-reef-chat": [],
+        "coral-reef-embedding": [],
+        "coral-reef-emotion": [],
+    }
 
 
 def test_models_of_the_owner(endless_appliance: Booted) -> None:
     listed = json.loads(coral_reef(endless_appliance.state, "model", "list", "--json").stdout)
-    assert {model["name"]: (model["loaded_by"], model["shipped"]) for model in listed} == {
-        "coral-reef-chat": ([], True),
-        "endless": (["text-1"], False),
+    text = {
+        model["name"]: (model["loaded_by"], model["shipped"]) for model in listed if model["kind"] == "text"
     }
+    assert text == {"coral-reef-chat": ([], True), "endless": (["text-1"], False)}
 
 
 def test_the_version() -> None:

@@ -10,11 +10,9 @@ import os
 import tomllib
 from pathlib import Path
 
-import msgspec
-
 from appliance.config.appliance import Chat
 from appliance.files import write_atomically
-from appliance.inference import models
+from appliance.inference.making.export import enter
 
 from .corpus import HERE, TOOL_NAMES, Corpus, Message
 from .evaluate import GOALS, Engine, Item, judge, shared_templates
@@ -136,18 +134,7 @@ def main() -> None:
     corpus = Corpus()
     if shared := shared_templates(corpus):
         raise SystemExit(f"held-out text shares a template with the training text: {shared}")
-    entry = models.Entry(
-        name=NAME,
-        kind="text",
-        file=path.name,
-        sha256=models.digest(path),
-        size_bytes=path.stat().st_size,
-        context_tokens=CONTEXT_TOKENS,
-        description=DESCRIPTION,
-    )
-    others = [each for each in models.read_manifest(path.parent) if each.name != NAME]
-    manifest = msgspec.json.format(msgspec.json.encode(models.Manifest([*others, entry])))
-    write_atomically(path.parent / "manifest.json", manifest + b"\n")
+    enter(path, NAME, "text", DESCRIPTION, CONTEXT_TOKENS)
     text = card(path, corpus, Chat())
     write_atomically(path.with_suffix(".md"), text.encode())
     print(text.partition("## Data")[0])

@@ -1,0 +1,306 @@
+"""What the TPU workers cost and how soon they are back: `python -m tests.bench.tpu`.
+
+Embeddings through gateway and worker stand beside LiteRT alone in one process, hashing included on both sides, in turns; without
+TPUs here both run the twin. The TPUs of the other figures are the stand-in's (tests/edgetpu).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.inference import models
+from appliance.inference.making.chat import corpus
+from appliance.paths import Paths
+from appliance.scheduling.invocations import Invocations, Work
+from appliance.scheduling.invoke_leases import InvokeLeases
+from appliance.wire.messages import Priority
+from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
+from tests.edgetpu.tower import TEXTS, Tower, running_tower
+from tests.waiting import look_until, running
+
+from .appliance_run import RunningAppliance
+
+BATCH = 32
+REQUESTS = 200
+AT_ONCE = 4
+SCHEDULE_LIMIT_US = 50.0
+TPUS = 16
+
+
+class Figure(NamedTuple):
+    """A line of `make bench`: our figure, the limit's or the peer's, and the ratio."""
+
+    title: str
+    ours: str
+    limit: str = ""
+    ratio: str = ""
+
+
+def figures(rounds: int) -> Iterator[Figure]:
+    """All of them."""
+    yield from embeddings(rounds)
+    yield from scheduling(rounds)
+    yield from recovery(rounds)
+
+
+def batches() -> list[list[str]]:
+    """Sentences as people write them, of some twenty words."""
+    folder = Path(corpus.__file__).parent / "text"
+    lines = [
+        line.strip()
+        for file in sorted(folder.rglob("*.txt"))
+        for line in file.read_text("utf-8").splitlines()
+    ]
+    texts = [line for line in lines if len(line) > 40]
+    return [texts[start : start + BATCH] for start in range(0, len(texts) - BATCH, BATCH)][:REQUESTS]
+
+
+# --- embeddings ---------------------------------------------------------------------------------------------------
+
+
+def embeddings(rounds: int) -> Iterator[Figure]:
+    """Embeddings a second and a CPU-second, batch by batch; written as base64, which OpenAI's clients ask for, and as numbers."""
+    shipped = any(each.entry.kind == "embedding" for each in models.shipped().values())
+    add = None if shipped else partial(add_text_models, compiled=False, width=2048, hidden=512, outputs=256)
+    found: dict[str, list[tuple[float, float]]] = {}
+    with RunningAppliance(model=add) as appliance:
+        file = _embedding_model(appliance.state)
+        for _ in range(rounds):
+            command = [sys.executable, "-m", "tests.bench.tpu", "alone", file]
+            alone = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            for form in ("base64", "float"):
+                asyncio.run(_ask(appliance, 20, form))
+                before, began = appliance.cpu_s(), time.perf_counter()
+                asyncio.run(_ask(appliance, REQUESTS, form))
+                wall_s, cpu_s = time.perf_counter() - began, appliance.cpu_s() - before
+                found.setdefault(f"second, {form}", []).append((wall_s, alone["wall_s"]))
+                found.setdefault(f"CPU-second, {form}", []).append((cpu_s, alone["cpu_s"]))
+    for title, taken in found.items():
+        ours, limit = (REQUESTS * BATCH / statistics.median(each) for each in zip(*taken, strict=True))
+        ratio = statistics.median(theirs / mine for mine, theirs in taken)
+        yield Figure(
+            f"embeddings per {title}, {BATCH} at a time", f"{ours:,.0f}", f"{limit:,.0f}", f"{ratio:.2f}"
+        )
+
+
+def _embedding_model(state: Path) -> str:
+    known = models.catalogue(Paths.under(state)).values()
+    return str(
+        min((each for each in known if each.entry.kind == "embedding"), key=lambda each: each.name).path
+    )
+
+
+async def _ask(appliance: RunningAppliance, requests: int, form: str) -> None:
+    """So many requests over a few connections that stay open."""
+    bodies = [{"input": texts, "encoding_format": form} for texts in (batches() * 4)[:requests]]
+    todo = iter([json.dumps(body).encode() for body in bodies])
+    await asyncio.gather(*(_connection(appliance, todo) for _ in range(AT_ONCE)))
+
+
+async def _connection(appliance: RunningAppliance, todo: Iterator[bytes]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", appliance.port, limit=1 << 22)
+    for body in todo:
+        head = (
+            f"POST /api/v1/embeddings HTTP/1.1\r\nHost: bench\r\n{appliance.headers}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        content = await reader.readexactly(length)
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(content.decode())
+    writer.close()
+
+
+def alone(file: str) -> None:
+    """LiteRT alone: as many batches, one after the other, in this process."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from appliance.inference.text_models import open_text_model
+
+    model = open_text_model(Path(file))
+    interpreter = Interpreter(model_path=file, num_threads=1)
+    source = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(source, [BATCH, model.width])
+    interpreter.allocate_tensors()
+    target = interpreter.get_output_details()[0]
+    scale, zero_point = target["quantization"]
+
+    def run(texts: list[str]) -> None:
+        interpreter.set_tensor(source, model.prepare(texts))
+        interpreter.invoke()
+        model.finish(interpreter.get_tensor(target["index"]), scale, zero_point)
+
+    todo = (batches() * 4)[:REQUESTS]
+    for texts in todo[:20]:
+        run(texts)
+    began, cpu = time.perf_counter(), time.process_time()
+    for texts in todo:
+        run(texts)
+    print(json.dumps({"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}))
+
+
+# --- scheduling ---------------------------------------------------------------------------------------------------
+
+
+def scheduling(rounds: int) -> Iterator[Figure]:
+    """CPU time for one invocation: its lease with 8 workers of 16 TPUs each, and its way to a TPU and off it."""
+    yield _cost("lease of an invocation, 128 TPUs", statistics.median(_lease_us() for _ in range(4 * rounds)))
+    for waiting in (0, 1000):
+        queue = f", {waiting:,} waiting" if waiting else ""
+        taken = statistics.median(_dispatch_us(waiting) for _ in range(4 * rounds))
+        yield _cost(f"scheduling an invoke: {TPUS} TPUs{queue}", taken)
+
+
+def _cost(title: str, us: float) -> Figure:
+    return Figure(title, f"{us:.1f} us", f"{SCHEDULE_LIMIT_US:.0f} us", f"{us / SCHEDULE_LIMIT_US:.2f}")
+
+
+def _lease_us(count: int = 2000) -> float:
+    table = InvokeLeases(limit=10_000)
+    table.expect({"m": "embedding"})
+    for number in range(8):
+        table.worker(f"tpu-{number}", models=["m"], capacity=TPUS, tpu=True)
+    for number in range(100):
+        table.request("g", f"before-{number}", kind="embedding", invocations=8)
+    began = time.process_time_ns()
+    for number in range(count):
+        table.request("g", f"r{number}", kind="embedding", invocations=8)
+        table.settle("g", f"r{number}")
+    return (time.process_time_ns() - began) / count / 1000
+
+
+def _dispatch_us(waiting: int, count: int = 2000) -> float:
+    table = Invocations({"m": 2 << 20, "n": 1 << 20})
+    for number in range(TPUS):
+        table.add(f"tpu-{number}", 0.0)
+        while table.done(f"tpu-{number}", 0.0) is not None:
+            pass
+    busy: list[str] = []
+    for number in range(waiting + TPUS // 2):
+        work = Work("mn"[number % 2], f"account-{number % 50}", Priority(number % 3), number)
+        if (name := table.submit(work, 0.0)) is not None:
+            busy.append(name)
+    began = time.process_time_ns()
+    for number in range(count):
+        name = table.submit(Work("mn"[number % 2], f"account-{number % 50}", Priority.NORMAL, number), 0.0)
+        if name is not None:
+            busy.append(name)
+        if table.done(busy[0], 0.0) is None:
+            busy.pop(0)
+        else:
+            busy.append(busy.pop(0))
+    return (time.process_time_ns() - began) / count / 1000
+
+
+# --- recovery -----------------------------------------------------------------------------------------------------
+
+
+def recovery(rounds: int) -> Iterator[Figure]:
+    """With the stand-in's TPUs: from a TPU in the table to its worker, and from trouble to the answer all the same."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        stand_in = StandIn(Path(folder))
+        os.environ.update(stand_in.environment)
+        logging.disable(logging.CRITICAL)
+        try:
+            found = asyncio.run(_recovery(stand_in, rounds))
+        finally:
+            logging.disable(logging.NOTSET)
+    for title, limit_s in (
+        ("TPU in the table to its worker", 0.1),
+        ("unplugged in the middle: the answer came after", 1.0),
+        ("worker killed: to the answer from elsewhere", 1.0),
+        ("invoke stuck: from the kill to the answer", 1.0),
+        ("invoke stuck: from the request to the answer", 0.0),
+    ):
+        taken = statistics.median(found[title])
+        limit = f"{1000 * limit_s:,.0f} ms" if limit_s else ""
+        yield Figure(title, f"{1000 * taken:,.0f} ms", limit, f"{taken / limit_s:.2f}" if limit_s else "")
+
+
+async def _recovery(stand_in: StandIn, rounds: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+
+    def note(title: str, since: float) -> None:
+        found.setdefault(title, []).append(time.perf_counter() - since)
+
+    good = [Fake(f"pci-{number}", ms=2) for number in range(4)]
+    stand_in.tell(*good)
+    async with running_tower() as tower:
+        for _ in range(rounds):
+            tower.table.plug(*good)
+            await tower.until_open(4)
+            await tower.embed()
+            # one more TPU for a worker that runs
+            new = Fake("pci-9")
+            stand_in.tell(*good, new)
+            tower.table.said.clear()
+            began = time.perf_counter()
+            tower.table.plug(new)
+            await look_until("its worker has begun", lambda: ("opening", "pci-9") in tower.table.said)
+            note("TPU in the table to its worker", began)
+            await tower.until_open(5)
+            # a TPU that goes while it works
+            stand_in.tell(*good[1:], Fake("pci-0", "error"))
+            began = time.perf_counter()
+            await tower.embed()
+            note("unplugged in the middle: the answer came after", began)
+            stand_in.tell(*good)
+            await _killed(tower, note)
+            await _stuck(tower, stand_in, good, note)
+            tower.table.unplug(*good, new)
+            await look_until("none is left", lambda: not _tpu_workers(tower))
+            stand_in.tell(*good)
+    return found
+
+
+async def _killed(tower: Tower, note: object) -> None:
+    asked = [asyncio.create_task(tower.embed(TEXTS * 3)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    os.kill(tower.pid("tpu-1"), signal.SIGKILL)
+    await asyncio.gather(*asked)
+    note("worker killed: to the answer from elsewhere", began)  # type: ignore[operator]
+    await look_until("it is back", lambda: len(tower.supervisor._tensors._open.get("tpu-1", ())) > 1)
+
+
+async def _stuck(tower: Tower, stand_in: StandIn, good: list[Fake], note: object) -> None:
+    stand_in.tell(*good[:-1], Fake(good[-1].id, "wedge"))
+    pid = tower.pid("tpu-1")
+    began = time.perf_counter()
+    asked = [asyncio.create_task(tower.embed()) for _ in range(4)]
+    await look_until("it was killed", lambda: not running(pid))
+    killed = time.perf_counter()
+    await asyncio.gather(*asked)
+    note("invoke stuck: from the kill to the answer", killed)  # type: ignore[operator]
+    note("invoke stuck: from the request to the answer", began)  # type: ignore[operator]
+
+
+def _tpu_workers(tower: Tower) -> list[str]:
+    return [name for name in tower.supervisor._keepers if name.startswith("tpu")]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["alone"]:
+        alone(sys.argv[2])
+        return
+    for title, ours, limit, ratio in figures(int(sys.argv[1]) if sys.argv[1:] else 3):
+        print(f"{title:<52} {ours:>12} {limit:>12} {ratio:>7}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
