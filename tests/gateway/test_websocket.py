@@ -21,6 +21,7 @@ from appliance.wire.messages import (
     Repair,
     RepairChanged,
     Severity,
+    TpuChanged,
     WorkerChanged,
     WorkerState,
     WorkerStatus,
@@ -423,7 +424,7 @@ async def subscribed(served: Served, talk: Talk) -> None:
     await served.fake.until_subscribed()
 
 
-async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> None:
+async def test_an_administrator_hears_of_repairs_workers_and_tpus(served: Served) -> None:
     async with talking(served) as talk, talking(served) as another:
         for each in (talk, another, talk):  # twice is as good as once
             await subscribed(served, each)
@@ -431,16 +432,25 @@ async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> 
         served.fake.tell(WorkerChanged(worker=WORKER))
         served.fake.tell(EventsLost(count=3))
         served.fake.tell(RepairChanged(repair=REPAIR, gone=True))
+        (tpu,) = served.fake.status().tpus
+        served.fake.tell(TpuChanged(tpu=tpu))
         for each in (talk, another):
-            heard = [await each.receive() for _ in range(4)]
+            heard = [await each.receive() for _ in range(5)]
             assert {message["type"] for message in heard} == {"system"}
             events = sorted((each["payload"] for each in heard), key=lambda payload: str(payload["event"]))
-            assert [event["event"] for event in events] == ["events_lost", "repair", "repair", "worker"]
-            lost, appeared, over, worker = (event["data"] for event in events)
+            assert [event["event"] for event in events] == [
+                "events_lost",
+                "repair",
+                "repair",
+                "tpu",
+                "worker",
+            ]
+            lost, appeared, over, changed, worker = (event["data"] for event in events)
             assert lost == {"count": 3}
             assert appeared == {**msgspec.to_builtins(REPAIR), "gone": False}
             assert over == {**appeared, "gone": True}
             assert worker == msgspec.to_builtins(WORKER)
+            assert changed == msgspec.to_builtins(tpu)
         assert (await talk.rest(await talk.chat("hello")))[1]["type"] == "done", "and the chat goes on"
 
 
