@@ -319,7 +319,7 @@ class DeviceWatch:
                     continue
                 found: TrayIdentity | BadTrayIdentity | None
                 try:
-                    found = await asyncio.to_thread(read, self._root / plan.identity.lstrip("/"))
+                    found = await read(self._root / plan.identity.lstrip("/"))
                 except BadTrayIdentity as error:
                     log.warning("the identity of %s, %s, %s", name, plan.identity, error)
                     found = error

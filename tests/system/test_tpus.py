@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.devices.hotplug import Testbed
 from tests.waiting import wait_for
 
 from .booted import COMMAND, Booted, booted, configure, environment, state_folder
+from .talk import receive_system_event, websocket
 
 pytestmark = pytest.mark.system
 
@@ -91,6 +93,15 @@ def test_plugged_in_and_out(tower: Booted, testbed: Testbed) -> None:
             ]
         finally:
             watching.terminate()
+
+
+async def test_told_over_a_websocket(tower: Booted, testbed: Testbed) -> None:
+    async with asyncio.timeout(60), websocket(tower) as socket:
+        await socket.send(json.dumps({"type": "subscribe", "payload": {"channels": ["system"]}}))
+        await receive_system_event(socket, "subscribed")
+        await asyncio.to_thread(testbed.orders, testbed.usb("1-4.1.1"))
+        told = await receive_system_event(socket, "tpu")
+        assert (told["id"], told["tray"], told["state"]) == ("usb-1-4.1.1", "tray-4", "boot_loader")
 
 
 def test_flapping_ends_in_a_repair_and_the_repair_mends_it(tower: Booted, testbed: Testbed) -> None:
