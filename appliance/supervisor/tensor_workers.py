@@ -181,9 +181,8 @@ class TensorWorkers:
                     self.events.closed(report.id)
                 case TpuStep.FAILED:
                     self.events.failed(report.id, report.detail)
-        except (
-            DevicesError
-        ) as error:  # it went, or into quarantine, while the worker was at it, which hears of that by itself
+        except DevicesError as error:
+            # It went, or into quarantine, while the worker was at it; the worker hears of that by itself.
             log.info("TPU %s of worker %s is %s: %s", report.id, worker, report.step, error)
 
     def detail(self, worker: str) -> str:
