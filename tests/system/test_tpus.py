@@ -135,6 +135,10 @@ def test_another_layout(tower: Booted) -> None:
     found = tpus(tower)
     assert (found["usb-1-1.1.3"]["tray"], found["usb-1-1.1.4"]["slot"]) == ("top", 2)
     assert found["usb-1-1.1.1"]["tray"] == "unplaced"
+    configure(tower.state, '[[devices.trays]]\nname = "top"\nslots = ["usb-1-1.1.3", "usb-*-1.1.3"]\n')
+    assert command(tower, "reload").returncode == 0
+    (what,) = [each["what"] for each in tower.status()["repairs"] if each["kind"] == "configuration_warning"]
+    assert "is the same port as devices.trays[0].slots[0] on line 3" in what
     configure(tower.state, "[devices]\nthrottle_c = 99\n")
     assert command(tower, "reload").returncode == 78
     assert tpus(tower)["usb-1-1.1.3"]["tray"] == "top"
