@@ -328,6 +328,9 @@ class Chat:
 
     async def _conclude(self, reply: Reply, question: Question, finished: Finished, owner: str) -> None:
         """Stores the turn, and reads meanwhile what it expresses."""
+        if finished.finish_reason is FinishReason.CANCELLED:
+            await self._keep(reply, question, finished)
+            return
         feeling = asyncio.create_task(self._feel(reply, owner), name=f"emotion of {reply.request_id}")
         try:
             await self._keep(reply, question, finished)

@@ -198,8 +198,8 @@ async def chat_stream(
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
-    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`. While a
-    long conversation is read, `system` with the event `progress` tells how far."""
+    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., perhaps `persona_emotion`, then
+    `done` or `error`. While a long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
         question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all

@@ -1,4 +1,5 @@
-"""The WebSocket: `chat`, `cancel`, `ping` in; `system`, `token`, `done`, `error`, `pong` out; several replies at a time."""
+"""The WebSocket: `chat`, `cancel`, `ping` in; `system`, `token`, `persona_emotion`, `done`, `error`, `pong` out; several
+replies at a time."""
 
 from __future__ import annotations
 

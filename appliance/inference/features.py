@@ -145,47 +145,71 @@ class Features:
 
     def prepare(self, texts: Sequence[str]) -> NDArray[np.int8]:
         """(n, width) in -127..127; a text without words is all zeros. TextTooLong for one that is too long."""
-        width = self.spec.width
+        spec = self.spec
+        said = [words(text) for text in texts]
         places: list[Integers] = []
         values: list[Integers] = []
-        for row, text in enumerate(texts):
-            for some, add in self._parts(words(text)):
-                places.append(some + row * width)
-                values.append(add)
+        rows: list[int] = []
+        factors: list[int] = []
+        for number, some in enumerate(said):
+            for each, count in Counter(some).items():
+                word = self._known.get(each) or self._new(each)
+                places.append(word.places)
+                values.append(word.values)
+                rows.append(number)
+                factors.append(_REPEATED[min(count, 255)])
         if not places:
-            return np.zeros((len(texts), width), np.int8)
-        sums = np.bincount(np.concatenate(places), np.concatenate(values), len(texts) * width)
-        sums = np.clip(sums, -SUM_LIMIT, SUM_LIMIT).reshape(len(texts), width)
-        squares = np.einsum("ij,ij->i", sums, sums)
-        factors = 127 * self.spec.gain / np.sqrt(np.maximum(squares, 1))
-        rounded: NDArray[np.float64] = np.clip(np.rint(sums * factors[:, None]), -127, 127)
-        return rounded.astype(np.int8)
-
-    def _parts(self, said: list[bytes]) -> list[tuple[Integers, Integers]]:
-        """Places and what is added there."""
-        spec = self.spec
-        known = {each: self._word(each) for each in said}
-        parts = [
-            (known[each].places, known[each].values * _REPEATED[min(count, 255)])
-            for each, count in Counter(said).items()
-        ]
-        if spec.pairs and len(said) > 1:
-            hashes = np.array([known[each].hash for each in said], np.uint64)
-            weights = np.array([known[each].weight for each in said], np.int64)
-            place, sign = _placed(hashes[:-1] * _MIX ^ hashes[1:] * _SECOND, spec.pairs)
-            parts.append((place + spec.words, sign * (weights[:-1] + weights[1:]) * (8 * spec.pair_eighths)))
+            return np.zeros((len(texts), spec.width), np.int8)
+        # One array of all places and values: a call of NumPy costs as much as a dozen places.
+        sizes = np.array([len(each) for each in places])
+        place = np.concatenate(places) + np.repeat(np.array(rows) * spec.width, sizes)
+        value = np.concatenate(values) * np.repeat(np.array(factors), sizes)
+        parts = [(place, value)]
+        if spec.pairs:
+            parts.append(self._pairs(said))
         if spec.negated:
-            marks = [known[each] for each in _after_negation(said)]
-            places = np.array([word.mark for word in marks], np.int64)
-            parts.append((places, np.array([word.mark_value for word in marks], np.int64)))
-        return parts
+            parts.append(self._denied(said))
+        place, value = (np.concatenate(each) for each in zip(*parts, strict=True))
+        sums = np.bincount(place, value, len(texts) * spec.width)
+        filled = np.flatnonzero(sums)
+        sums = np.clip(sums[filled], -SUM_LIMIT, SUM_LIMIT)
+        row = filled // spec.width
+        squares = np.bincount(row, sums * sums, len(texts))
+        scales = 127 * spec.gain / np.sqrt(np.maximum(squares, 1))
+        made = np.zeros(len(texts) * spec.width, np.int8)
+        made[filled] = np.clip(np.rint(sums * scales[row]), -127, 127)
+        return made.reshape(len(texts), spec.width)
+
+    def _pairs(self, said: list[list[bytes]]) -> tuple[Integers, Integers]:
+        """Places and values of words that stand side by side."""
+        known = [self._word(each) for some in said for each in some]
+        rows = np.repeat(np.arange(len(said)), [len(some) for some in said])
+        hashes = np.array([word.hash for word in known], np.uint64)
+        weights = np.array([word.weight for word in known], np.int64)
+        place, sign = _placed(hashes[:-1] * _MIX ^ hashes[1:] * _SECOND, self.spec.pairs)
+        place += rows[:-1] * self.spec.width + self.spec.words
+        value = sign * (weights[:-1] + weights[1:]) * (8 * self.spec.pair_eighths)
+        together = rows[:-1] == rows[1:]
+        return place[together], value[together]
+
+    def _denied(self, said: list[list[bytes]]) -> tuple[Integers, Integers]:
+        """Places and values of words after a negation."""
+        found = [
+            (word.mark + row * self.spec.width, word.mark_value)
+            for row, some in enumerate(said)
+            for word in map(self._word, _after_negation(some))
+        ]
+        places, values = np.array(found, np.int64).reshape(-1, 2).T
+        return places, values
 
     def _word(self, word: bytes) -> _Word:
-        found = self._known.get(word)
-        if found is None:
-            if len(self._known) >= REMEMBERED_WORDS:
-                self._known.clear()
-            found = self._known[word] = self._made(word)
+        return self._known.get(word) or self._new(word)
+
+    def _new(self, word: bytes) -> _Word:
+        """A word that is not remembered yet."""
+        if len(self._known) >= REMEMBERED_WORDS:
+            self._known.clear()
+        found = self._known[word] = self._made(word)
         return found
 
     def _made(self, word: bytes) -> _Word:

@@ -38,6 +38,9 @@ ROLES: Mapping[TpuRole, frozenset[str]] = {
 #: A worker that has this many invocations waiting is not keeping up: what comes beyond is refused.
 WAITING_LIMIT = 16_384
 
+#: Between two looks at a thread that should end.
+BEFORE_S = 0.05
+
 #: The memory for models of a thread that uses the CPU's: no bound, the worker's is.
 CPU_MEMORY_BYTES = 1 << 40
 
@@ -231,9 +234,12 @@ class CpuDevice(Device):
 class TpuDevice(Device):
     """An Edge TPU."""
 
-    def __init__(self, engine: TensorEngine, tpu: TpuShare, report: Report) -> None:
+    def __init__(
+        self, engine: TensorEngine, tpu: TpuShare, report: Report, before: Device | None = None
+    ) -> None:
+        """`before` is the thread that had the TPU last."""
         super().__init__(engine, tpu.id, engine.invocations)
-        self._tpu, self._report = tpu, report
+        self._tpu, self._report, self._before = tpu, report, before
         kinds = ROLES[tpu.role]
         self.share = tpu.share
         self.prefers = frozenset(
@@ -247,6 +253,7 @@ class TpuDevice(Device):
     def open(self) -> None:
         """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
         self._report(self.name, TpuStep.OPENING)
+        self._wait_for_the_one_before()
         tpu = self._tpu
         self.runtime = self.engine.runtime(tpu)
         self.found = edgetpu.look(self.runtime, tpu.bus, tpu.node, tpu.id)
@@ -264,6 +271,14 @@ class TpuDevice(Device):
         assert self.runtime is not None
         assert self.found is not None
         return on_tpu(compiled, self.runtime, self.found)
+
+    def _wait_for_the_one_before(self) -> None:
+        """The same TPU was pulled out while it worked, and is back: its last invoke may never return. As long as it has not,
+        we are as stuck as it is, which ends the worker when it lasts."""
+        while self._before is not None and self._before.is_alive():
+            self.invoking_since = self._before.invoking_since
+            self._before.join(BEFORE_S)
+        self._before, self.invoking_since = None, 0.0
 
     def failed(self, error: Exception) -> None:
         step = TpuStep.UNUSABLE if isinstance(error, LibraryUnusable) else TpuStep.FAILED
@@ -319,6 +334,8 @@ class TensorEngine:
         )
         self.steps = 0
         self._devices: dict[str, Device] = {}
+        #: The threads of TPUs that were taken away; one may be in an invoke that does not return.
+        self._closed: dict[str, Device] = {}
         self._waiting = 0
         self._probing = threading.Lock()
         self._runtime: Runtime | LibraryUnusable | None = None
@@ -341,7 +358,7 @@ class TensorEngine:
             for name, tpu in wanted.items():
                 device = self._devices.get(name)
                 if device is None:
-                    new.append(TpuDevice(self, tpu, self._report))
+                    new.append(TpuDevice(self, tpu, self._report, self._closed.pop(name, None)))
                 elif device.share != tpu.share:
                     device.share = tpu.share
                     if name in device.pool.devices:
@@ -507,6 +524,7 @@ class TensorEngine:
             device.wake.notify()
             self._leave(device, None)
             if isinstance(device, TpuDevice):
+                self._closed[name] = device
                 self._report(name, TpuStep.CLOSED)
 
     def _leave(self, device: Device, error: InferenceError | None) -> None:

@@ -11,11 +11,9 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import shutil
 import signal
 import socket
 import time
-from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -42,6 +40,7 @@ from appliance.wire.messages import (
     protocol_failure,
 )
 
+from .listener import listen, own_folder
 from .tensor_engine import Request, TensorEngine
 from .tensor_models import Loaded, load
 
@@ -200,7 +199,8 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         why = "; ".join(refused.values()) or "there is no model for it"
         os.write(pipe, encode(WorkerFailed(code="model_refused", message=why[:4096])))
         return 1
-    listener = _listen(spec)
+    own_folder(spec)
+    listener = listen(spec)
     build = "libedgetpu" if spec.kind == "tpu" else "xnnpack"
     engine = EngineBuild(version=importlib.metadata.version("ai-edge-litert"), build=build)
     ready = WorkerReady(context_tokens=0, load_s=time.monotonic() - began, engine=engine, refused=refused)
@@ -215,15 +215,3 @@ def main(spec: WorkerSpec, pipe: int) -> int:
 
     uvloop.run(serve())
     return 0
-
-
-def _listen(spec: WorkerSpec) -> socket.socket:
-    folder = Path(spec.folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    Path(spec.socket).unlink(missing_ok=True)
-    listener.bind(spec.socket)
-    Path(spec.socket).chmod(0o660)
-    listener.listen(64)
-    return listener

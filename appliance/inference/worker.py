@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import time
@@ -44,6 +43,7 @@ from appliance.wire.messages import (
 from . import models
 from .errors import InferenceError
 from .gguf import read_shapes
+from .listener import listen, own_folder
 from .lora import ADAPTER, check_fits
 from .text import TextEngine, engine_build
 
@@ -275,13 +275,9 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket, dict[str, str]]:
     )
     models.verify(models.Model(entry=entry, path=path, shipped=False))
     adapters, refused = _adapters(spec)
-    # Ours and empty: an engine does not load over a socket that a predecessor left.
-    folder = Path(spec.folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
     engine = TextEngine(
         path,
-        folder,
+        own_folder(spec),
         slots=spec.slots,
         threads=spec.threads,
         context_tokens=spec.context_tokens,
@@ -289,12 +285,7 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket, dict[str, str]]:
         cache_mib=spec.cache_mib,
         adapters=adapters,
     )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    Path(spec.socket).unlink(missing_ok=True)
-    listener.bind(spec.socket)
-    Path(spec.socket).chmod(0o660)
-    listener.listen(64)
-    return engine, listener, refused
+    return engine, listen(spec), refused
 
 
 def _adapters(spec: WorkerSpec) -> tuple[dict[str, Path], dict[str, str]]:

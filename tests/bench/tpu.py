@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -23,13 +24,26 @@ from typing import NamedTuple
 
 from appliance.inference import models
 from appliance.inference.making.chat import corpus
+from appliance.inference.tensor_engine import TensorEngine
+from appliance.inference.tensor_models import load, on_cpu
 from appliance.paths import Paths
 from appliance.scheduling.invocations import Invocations, Work
 from appliance.scheduling.invoke_leases import InvokeLeases
-from appliance.wire.messages import Priority
-from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
+from appliance.wire.frames import connect
+from appliance.wire.messages import (
+    FromSupervisor,
+    Invoke,
+    Priority,
+    Subscribe,
+    Topic,
+    TpuChanged,
+    TpuState,
+)
+from tests.devices.hotplug import Testbed
+from tests.edgetpu.stand_in import Fake, StandIn, add_text_models, write_model
 from tests.edgetpu.tower import TEXTS, Tower, running_tower
-from tests.waiting import look_until, running
+from tests.scheduling import simulation
+from tests.waiting import look_until, running, wait_for
 
 from .appliance_run import RunningAppliance
 
@@ -53,6 +67,8 @@ def figures(rounds: int) -> Iterator[Figure]:
     """All of them."""
     yield from embeddings(rounds)
     yield from scheduling(rounds)
+    yield from tower()
+    yield from hotplug(rounds)
     yield from recovery(rounds)
 
 
@@ -164,6 +180,7 @@ def scheduling(rounds: int) -> Iterator[Figure]:
         queue = f", {waiting:,} waiting" if waiting else ""
         taken = statistics.median(_dispatch_us(waiting) for _ in range(4 * rounds))
         yield _cost(f"scheduling an invoke: {TPUS} TPUs{queue}", taken)
+    yield _cost("an invoke through a device's thread, less itself", _thread_us(4 * rounds))
 
 
 def _cost(title: str, us: float) -> Figure:
@@ -205,6 +222,116 @@ def _dispatch_us(waiting: int, count: int = 2000) -> float:
         else:
             busy.append(busy.pop(0))
     return (time.process_time_ns() - began) / count / 1000
+
+
+def _thread_us(rounds: int, count: int = 1000) -> float:
+    """CPU time of a request of one invocation, from `submit` to its answer, less what the model itself takes."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        loaded, _ = load([write_model(Path(folder))])
+        engine = TensorEngine(loaded, lambda *_: None, on_tpus=False)
+        engine.use_cpu(1)
+        wait_for("it is open", lambda: engine.open_devices)
+        answered = threading.Semaphore(0)
+        message = Invoke(request_id="r", model="m", tensors=[bytes(64)])
+        runner = on_cpu(loaded["m"])
+        rows = loaded["m"].rows_of_tensors(message.tensors)
+        taken = []
+        for _ in range(rounds):
+            began = time.process_time_ns()
+            for _ in range(count):
+                engine.submit(message, lambda _: answered.release())
+            for _ in range(count):
+                answered.acquire()
+            between = time.process_time_ns()
+            for _ in range(count):
+                runner.run(rows, lambda: None)
+            taken.append((2 * between - began - time.process_time_ns()) / count / 1000)
+        return statistics.median(taken)
+
+
+def tower() -> Iterator[Figure]:
+    """The simulated tower whose parts fail at random: `python -m tests.scheduling.simulation` draws it."""
+    report = simulation.Tower(seconds=10, load=0.7, seed=1).run()
+    answered = sum(request.answers == 1 for request in report.requests)
+    fairness = report.fairness_of_tpus()
+    yield Figure(
+        "simulated tower: answered exactly once",
+        f"{answered:,}",
+        f"{len(report.requests):,}",
+        f"{answered / len(report.requests):.2f}",
+    )
+    yield Figure(
+        "simulated tower: utilisation at 70 % load", f"{statistics.mean(report.utilisation().values()):.2f}"
+    )
+    yield Figure(
+        "simulated tower: fairness of 128 TPUs (Jain)", f"{fairness:.3f}", "1.000", f"{fairness:.2f}"
+    )
+
+
+# --- hot-plug -----------------------------------------------------------------------------------------------------
+
+
+def hotplug(rounds: int) -> Iterator[Figure]:
+    """From udev's event to the worker that begins to open the TPU, in a whole appliance: its first one, and one more."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Testbed() as testbed:
+        stand_in = StandIn(Path(folder))
+        before = dict(os.environ)
+        os.environ.update(stand_in.environment)
+        os.environ.update({name: testbed.environment[name] for name in ("LD_PRELOAD", "UMOCKDEV_DIR")})
+        try:
+            with RunningAppliance(model=add_text_models) as appliance:
+                found = asyncio.run(_hotplug(appliance, testbed, stand_in, rounds))
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    for title in ("udev event to a worker that runs", "udev event to a worker that is started for it"):
+        taken = statistics.median(found[title])
+        yield Figure(title, f"{1000 * taken:,.0f} ms", "100 ms", f"{taken / 0.1:.2f}")
+
+
+async def _hotplug(
+    appliance: RunningAppliance, testbed: Testbed, stand_in: StandIn, rounds: int
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    path = Paths.under(appliance.state).control_socket
+    events = await connect(str(path), FromSupervisor, name="bench")
+    events.post(Subscribe(topics=[Topic.TPU]))
+    ports = ["1-1.1", "1-1.2"]
+    stand_in.tell(*(Fake(f"usb-{port}") for port in ports))
+
+    async def until(tpu: str, state: TpuState, *, worker: bool) -> None:
+        while True:
+            event = await events.receive()
+            if not isinstance(event, TpuChanged) or event.tpu.id != tpu:
+                continue
+            if event.tpu.state is state and bool(event.tpu.worker) is worker:
+                return
+
+    fakes = [Fake(f"usb-{port}") for port in ports]
+    for _ in range(rounds):
+        for port, title in zip(
+            ports,
+            ("udev event to a worker that is started for it", "udev event to a worker that runs"),
+            strict=True,
+        ):
+            order = testbed.usb(port, running=True)
+            began = time.perf_counter()
+            testbed.orders(order)
+            await until(f"usb-{port}", TpuState.LEASED, worker=True)
+            found.setdefault(title, []).append(time.perf_counter() - began)
+        await asyncio.to_thread(  # or they would be pulled out while they are opened
+            wait_for, "both are open", lambda: all(stand_in.heard("open", fake) for fake in fakes)
+        )
+        for port in ports:
+            testbed.orders(testbed.unusb(port))
+            await until(f"usb-{port}", TpuState.GONE, worker=False)
+        await asyncio.to_thread(
+            wait_for,
+            "the worker has stopped",
+            lambda: not any("worker tpu" in title for title in appliance.processes().values()),
+        )
+    await events.close()
+    return found
 
 
 # --- recovery -----------------------------------------------------------------------------------------------------

@@ -127,10 +127,15 @@ def write_cut_model(folder: Path, segments: int, name: str = "cut") -> TensorMod
 
 
 def add_text_models(folder: Path, *, compiled: bool = True, **sizes: int) -> dict[str, TensorModel]:
-    """An embedding and an emotion model in the owner's folder, with their manifest; by kind. `sizes` as `models.text_model`'s."""
+    """An embedding and an emotion model in the owner's folder, with their manifest, in the place of those that ship; by kind.
+    `sizes` as `models.text_model`'s."""
     found = {
         kind: write_model(
-            folder, f"test-{kind}", content=models.text_model(kind, **sizes), kind=kind, compiled=compiled
+            folder,
+            f"coral-reef-{kind}",
+            content=models.text_model(kind, **sizes),
+            kind=kind,
+            compiled=compiled,
         )
         for kind in ("embedding", "emotion")
     }

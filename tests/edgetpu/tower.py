@@ -85,7 +85,7 @@ class Tower:
 
     async def embed(self, texts: list[str] = TEXTS, *, account: str = "somebody") -> Invoked:
         found, model = await self.tensors.invoke("embedding", texts, account=account, priority=Priority.LOW)
-        assert model == "test-embedding"
+        assert model == "coral-reef-embedding"
         assert len(found.outputs) == len(texts)
         return found
 

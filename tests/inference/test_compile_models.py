@@ -7,10 +7,12 @@ import stat
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.inference import compile_models, library, models
 from appliance.inference.errors import ModelRefused
+from appliance.inference.tflite import read_tflite
 from appliance.paths import Paths
 
 from .gguf_files import gguf
@@ -56,8 +58,6 @@ def paths(tmp_path: Path) -> Paths:
 
 def fitting(twin: models.Model, before: str = "") -> bytes:
     """A compiled file with the inputs and outputs of its twin."""
-    from appliance.inference.tflite import read_tflite
-
     file = read_tflite(twin.path)
     return compiled_file(file.inputs[0].shape[1], file.outputs[0].shape[1], before)
 
@@ -87,8 +87,6 @@ def test_what_is_compiled_already_stays(made: Path, paths: Paths, capsys: pytest
 def test_a_twin_that_has_changed_is_compiled_again(
     made: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import msgspec
-
     assert compile_models.main() == 0
     manifest = paths.models / "manifest.json"
     entries = [
@@ -122,7 +120,8 @@ def test_a_compiler_that_fails(made: Path, paths: Paths, capsys: pytest.CaptureF
         path.unlink()
     assert compile_models.main() == 65
     said = capsys.readouterr().err
-    assert "edgetpu_compiler failed with coral-reef-embedding (exit status 1): " in said
+    assert "edgetpu_compiler failed with coral-reef-em" in said
+    assert "(exit status 1): Edge TPU Compiler" in said
     assert "Compilation failed: no such luck" in said
     assert not models.compiled(models.catalogue(paths))
 

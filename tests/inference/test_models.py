@@ -105,7 +105,7 @@ def test_progress_of_a_check(paths: Paths) -> None:
 
 def test_a_broken_manifest_hides_no_model_that_ships(paths: Paths) -> None:
     (paths.models / "manifest.json").write_text("{")
-    (name,) = models.shipped()
+    name = next(iter(models.shipped()))
     assert models.find(paths, name).shipped
     with pytest.raises(ManifestBroken):
         models.find(paths, "mine")

@@ -193,6 +193,25 @@ def test_a_stuck_invoke_is_seen_and_costs_no_other(
     assert engine.engine.stuck()[0] == "pci-0"
 
 
+def test_pulled_out_stuck_and_back(engine: Engine, stand_in: StandIn) -> None:
+    """A thread of ours is still in the library's code for that TPU: nothing but the worker's end helps, and that is told."""
+    fake = Fake("pci-0")
+    stand_in.tell(fake)
+    engine.tpus(fake).until_open(1)
+    wait_for("the models are loaded", lambda: engine.engine.steps == 2)
+    stand_in.tell(Fake("pci-0", "wedge"))
+    engine.send(tensors=TENSORS[:1])
+    wait_for("it is stuck", lambda: engine.engine.stuck()[1] > 0.05)
+    engine.tpus()
+    assert engine.engine.stuck() == ("", 0.0)  # it harms nobody
+    assert isinstance(engine.answers.get(timeout=WAIT_S), Failure)
+    stand_in.tell(fake)
+    engine.tpus(fake)
+    wait_for("it is stuck again", lambda: engine.engine.stuck()[1] > 0.1)
+    assert engine.engine.stuck()[0] == "pci-0"
+    assert not engine.engine.open_devices
+
+
 def test_a_hot_tpu_gets_less(engine: Engine, stand_in: StandIn) -> None:
     cool, hot = Fake("pci-0", ms=3), Fake("pci-1", ms=3)
     stand_in.tell(cool, hot)

@@ -49,14 +49,14 @@ async def test_the_cpu_serves_where_no_tpu_is(stand_in: StandIn) -> None:
         assert cpu.engine is not None
         assert cpu.engine.build == "xnnpack"
         assert {model.name for model in status.models if "cpu-1" in model.loaded_by} == {
-            "test-embedding",
-            "test-emotion",
+            "coral-reef-embedding",
+            "coral-reef-emotion",
         }
         assert "models_not_compiled" not in tower.repairs()
 
 
 async def test_tpus_take_over_and_give_the_same(stand_in: StandIn) -> None:
-    fakes = [Fake("usb-1-1.2"), Fake("pci-0"), Fake("usb-2-1"), Fake("pci-1")]
+    fakes = [Fake(name, ms=5) for name in ("usb-1-1.2", "pci-0", "usb-2-1", "pci-1")]
     stand_in.tell(*fakes, open_ms=50)
     async with running_tower() as tower:
         before = await tower.embed()

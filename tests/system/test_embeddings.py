@@ -84,7 +84,7 @@ def all_unplugged(tower: Tower) -> Iterator[None]:
 def test_plugged_used_and_unplugged(tower: Tower) -> None:
     before = tower.embed()
     assert before["ran_on"] == ["cpu"]
-    assert before["model"] == "test-embedding"
+    assert before["model"] == "coral-reef-embedding"
     tower.plug(*PORTS)
     tower.until_open(3)
     assert set(tower.states().values()) == {"leased"}

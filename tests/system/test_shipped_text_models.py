@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from appliance.inference import models
 from appliance.inference.features import WEIGHTS
@@ -108,8 +110,9 @@ def test_no_word_of_a_query_is_left_where_it_was_struck() -> None:
 def test_a_rank_and_its_figure() -> None:
     """Three documents in the order of their numbers; each query wants another one."""
 
-    def embed(texts: list[str]) -> np.ndarray:
-        return np.array([{"q": (1, 0), "a": (1, 0), "b": (0.6, 0.8), "c": (0, 1)}[text] for text in texts])
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        places = {"q": (1, 0), "a": (1, 0), "b": (0.6, 0.8), "c": (0, 1)}
+        return np.array([places[text] for text in texts], np.float32)
 
     for wanted, expected in ((0, 1), (1, 1 / np.log2(3)), (2, 0.5)):
         found = retrieval.ndcg(retrieval.Task(["q"], ["a", "b", "c"], [wanted]), embed)

@@ -17,6 +17,7 @@ from appliance.inference.text_models import (
     CARD,
     WORD_WEIGHTS,
     Card,
+    EmbeddingModel,
     Emotion,
     EmotionModel,
     open_text_model,
@@ -51,7 +52,9 @@ def enter(path: Path, name: str, kind: str, description: str, context_tokens: in
         description=description,
     )
     others = [each for each in models.read_manifest(path.parent) if each.name != name]
-    manifest = msgspec.json.format(msgspec.json.encode(models.Manifest([*others, entry])))
+    manifest = msgspec.json.format(
+        msgspec.json.encode(models.Manifest(sorted([*others, entry], key=lambda each: each.name)))
+    )
     write_atomically(path.parent / "manifest.json", manifest + b"\n")
     return entry
 
@@ -78,6 +81,8 @@ class Runner:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """L2-normalised vectors, (n, outputs)."""
+        if not isinstance(self.model, EmbeddingModel):
+            raise TypeError(f"a model for {self.model.kind}")
         return self.model.finish(self(texts), *self._output["quantization"])
 
     def feel(self, texts: Sequence[str]) -> list[Emotion]:

@@ -27,16 +27,7 @@ from appliance.inference.making.student import SAMPLES, Bags, Network, save, war
 from . import corpus
 from .corpus import LABELS, Example
 
-SPEC = FeatureSpec(
-    version=1,
-    width=4096,
-    words=2048,
-    pairs=1024,
-    grams=512,
-    gram_lengths=(4,),
-    pair_eighths=4,
-    gram_eighths=4,
-)
+SPEC = FeatureSpec(version=1, width=6144, words=3072, pairs=1024, grams=1536, gram_lengths=(4,))
 
 
 @dataclass(frozen=True)
@@ -45,10 +36,10 @@ class Plan:
 
     hidden: int = 192
     filled: int = 14_000
-    words: int = 3_000
+    words: int = 12_000
     lines: int = 4_000
-    mixed: int = 3_000
-    steps: int = 2_500
+    mixed: int = 12_000
+    steps: int = 4_000
     batch: int = 256
     warmup: int = 100
     learning_rate: float = 3.0e-3
@@ -107,12 +98,18 @@ def classifier(vectors: Tensor, examples: Sequence[Example], seed: int) -> Class
     return net.eval()
 
 
+def mixture(said: Sequence[str], some_words: Sequence[str], rng: random.Random) -> str:
+    """One or two sentences, some of their words replaced by others: only the teacher knows what that says."""
+    sentence = rng.choice(said) if rng.random() < 0.5 else f"{rng.choice(said)}, {rng.choice(said)}"
+    return " ".join(rng.choice(some_words) if rng.random() < 0.3 else word for word in sentence.split())
+
+
 def pool(teacher: Teacher, ours: Sequence[Example], work: Path, plan: Plan) -> tuple[list[str], Tensor]:
     """Words and sentences that nobody labelled, with the teacher's vectors."""
     rng = random.Random(plan.seed)
     said = [example.text for example in ours]
-    mixed = [f"{rng.choice(said)}, {rng.choice(said)}" for _ in range(plan.mixed)]
     some_words = teacher.common_words(plan.words)
+    mixed = [mixture(said, some_words, rng) for _ in range(plan.mixed)]
     pairs = descriptions.available(work)
     lines = [pair.line for pair in pairs if descriptions.part_of(pair.source) == "train"]
     # Asked in the same portions as for the embedding, which the teacher remembers.
