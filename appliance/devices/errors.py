@@ -25,7 +25,13 @@ class TpuNotUsable(DevicesError):
 
 
 class ResetFailed(DevicesError):
+    """`in_use`: somebody else has it open."""
+
     code = "reset_failed"
+
+    def __init__(self, message: str, *, in_use: bool = False) -> None:
+        super().__init__(message)
+        self.in_use = in_use
 
 
 class BadTrayIdentity(DevicesError):

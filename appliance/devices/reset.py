@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -27,6 +28,9 @@ def reset(bus: TpuBus, node: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ResetFailed(
-            f"{node} cannot be reset: {error.strerror}; unplug it and plug it in again"
-        ) from None
+        # The gasket driver lets one process write, and says EPERM to the next.
+        in_use = error.errno in (errno.EBUSY, errno.EPERM)
+        advice = (
+            "unplug it and plug it in again" if bus is TpuBus.USB else "switch the tower off and on again"
+        )
+        raise ResetFailed(f"{node} cannot be reset: {error.strerror}; {advice}", in_use=in_use) from None

@@ -103,7 +103,7 @@ class Device:
         found = []
         if self.own_until:
             found.append(self.own_until)
-        if self.there and self.lack is not None and self.state is APPEARING:
+        if self.there and self.lack is not None and self.state is APPEARING and not self.resetting:
             found.append(self.lacking_since + PATIENCE_S)
         if self.fault is Fault.FAILED:
             found.append(self.retry_at)

@@ -185,6 +185,12 @@ class TpuTable:
                 )
         self._settle(device, now)
 
+    def worker_gone(self, worker: str) -> None:
+        """A worker died: what it had open is nobody's."""
+        for device in self._devices.values():
+            if device.worker == worker:
+                self.closed(device.id)
+
     # --- what the owner wants -----------------------------------------------------------------------------------
 
     def quarantine(self, tpu_id: str, reason: str) -> None:

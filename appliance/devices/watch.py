@@ -6,7 +6,6 @@ sysfs is the truth, an event only says where to look: so late, doubled and disor
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from appliance.config.appliance import Devices
 from appliance.wire.messages import Hotplug, Tpu, TpuBus, Tray
 
 from .access import User
-from .errors import BadTrayIdentity
+from .errors import BadTrayIdentity, ResetFailed
 from .monitor import Event, Monitor, Overflow
 from .quarantine import remember, remembered
 from .reset import reset
-from .sysfs import APEX_CLASS, Lack, Sysfs
+from .sysfs import APEX_CLASS, Lack, Sighting, Sysfs
 from .table import TpuTable
 from .temperature import Thresholds
 from .tray_identity import TrayIdentity, read
@@ -37,6 +36,9 @@ BATCH = 64
 #: When a PCIe TPU went away, its folder may still be there, or only its driver went: looked at again after this.
 SECOND_LOOK_S = 0.5
 
+#: Between the attempts to reset a TPU that somebody still has open.
+RESET_PAUSES_S = (0.5, 1.0, 2.0)
+
 #: Temperatures, permissions of those that lacked them.
 POLL_S = 2.0
 
@@ -45,9 +47,11 @@ FULL_LOOK_S = 5.0
 
 
 class DeviceWatch:
-    """Owns the table and the monitor. `memory` is where it remembers who is in
-    quarantine. `changed(tpus)` is called with the TPUs that changed, after each batch of events,
-    `trays_changed()` when an identity was read; `lost` as `TpuTable` says. Everything happens in the loop that runs `run`."""
+    """Owns the table and the monitor; everything happens in the loop that runs `run`.
+
+    `changed(tpus)` is called with the TPUs that changed, after each batch of events, `trays_changed()` when an identity was read,
+    `lost` as `TpuTable` says. `memory` is the file that remembers who is in quarantine.
+    """
 
     def __init__(
         self,
@@ -125,6 +129,10 @@ class DeviceWatch:
         self.table.failed(tpu_id, reason)
         self._tell()
 
+    def worker_gone(self, worker: str) -> None:
+        self.table.worker_gone(worker)
+        self._tell()
+
     def quarantine(self, tpu_id: str, reason: str) -> None:
         self.table.quarantine(tpu_id, reason)
         self._tell()
@@ -136,11 +144,23 @@ class DeviceWatch:
         try:
             if seen is None or not seen.node:
                 return f"{tpu_id} is not there: what was wrong with it is forgotten"
-            await asyncio.to_thread(reset, seen.bus, self._root / seen.node.lstrip("/"))
+            await self._reset(seen)
             return f"{tpu_id} was reset"
         finally:
             self.table.reset_ended(tpu_id)
             self._tell()
+
+    async def _reset(self, seen: Sighting) -> None:
+        """Whoever had it open has been told a moment ago, and may need another one to close it."""
+        for pause_s in (*RESET_PAUSES_S, 0.0):
+            try:
+                await asyncio.to_thread(reset, seen.bus, self._root / seen.node.lstrip("/"))
+            except ResetFailed as error:
+                if not error.in_use or not pause_s:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return
 
     def configure(self, settings: Devices) -> None:
         """Takes other settings over."""
@@ -231,11 +251,12 @@ class DeviceWatch:
         while True:
             deadlines = [when for when in (self._second_look, self.table.next_deadline()) if when is not None]
             delay = max(0.0, min(deadlines) - self._clock()) if deadlines else None
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(delay):
                     await self._touched.wait()
+            except TimeoutError:
+                self.pass_time()
             self._touched.clear()
-            self.pass_time()
 
     def pass_time(self) -> None:
         """Does what is due by now."""
@@ -298,7 +319,7 @@ class DeviceWatch:
                     continue
                 found: TrayIdentity | BadTrayIdentity | None
                 try:
-                    found = await asyncio.to_thread(read, self._root / plan.identity.lstrip("/"))
+                    found = await read(self._root / plan.identity.lstrip("/"))
                 except BadTrayIdentity as error:
                     log.warning("the identity of %s, %s, %s", name, plan.identity, error)
                     found = error
@@ -318,7 +339,11 @@ class DeviceWatch:
             for other, identity in self._identities.items()
             if other != name and isinstance(identity, TrayIdentity) and identity.id == found.id
         ]
-        problem = f"calls itself {found.id}, as {', '.join(twins)} does" if twins else ""
+        problem = ""
+        if twins:
+            problem = f"calls itself {found.id}, as {', '.join(twins)} does"
+        elif plan.slots and found.slots not in (None, slots):
+            problem = f"{found.id} says that it has {found.slots} slots, and its place has {slots}"
         return Tray(
             name=name, slots=slots, identity=found.id, persona=found.persona or plan.persona, problem=problem
         )

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from appliance.chat.errors import ChatError
 from appliance.chat.replies import Done, Feeling, Progress, Queued, Started, Text
-from appliance.wire.messages import EventsLost, RepairChanged, WorkerChanged
+from appliance.wire.messages import EventsLost, RepairChanged, TpuChanged, WorkerChanged
 
 from .events import SystemEvent
 
@@ -99,7 +99,7 @@ class PingMessage(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
 class Channel(StrEnum):
     """What a client may want to hear of besides its own replies."""
 
-    SYSTEM = "system"  # repairs and workers; for administrators
+    SYSTEM = "system"  # repairs, workers and TPUs; for administrators
 
 
 class Channels(msgspec.Struct, frozen=True):
@@ -160,6 +160,8 @@ def of_system_event(event: SystemEvent) -> bytes:
             return _system("repair", {**msgspec.structs.asdict(repair), "gone": gone})
         case WorkerChanged(worker=worker):
             return _system("worker", msgspec.structs.asdict(worker))
+        case TpuChanged(tpu=tpu):
+            return _system("tpu", msgspec.structs.asdict(tpu))
         case EventsLost(count=count):
             return _system("events_lost", {"count": count})
 

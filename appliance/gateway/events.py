@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from appliance.wire.messages import EventsLost, RepairChanged, WorkerChanged
+from appliance.wire.messages import EventsLost, RepairChanged, TpuChanged, WorkerChanged
 
-SystemEvent = RepairChanged | WorkerChanged | EventsLost
+SystemEvent = RepairChanged | WorkerChanged | TpuChanged | EventsLost
 
 #: Events that wait for a client that does not read.
 EVENTS_KEPT = 64

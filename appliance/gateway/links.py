@@ -33,6 +33,7 @@ from appliance.wire.messages import (
     SystemChanged,
     Tokens,
     Topic,
+    TpuChanged,
     Usage,
     WorkerChanged,
 )
@@ -212,7 +213,7 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
-            connection.post(Subscribe(topics=[Topic.SYSTEM, Topic.REPAIR, Topic.WORKER]))
+            connection.post(Subscribe(topics=[Topic.SYSTEM, Topic.REPAIR, Topic.WORKER, Topic.TPU]))
             if not first:  # a supervisor that has started has read them too
                 self._on_reloaded()
             first = False
@@ -243,6 +244,7 @@ class SupervisorLink:
         | SystemChanged
         | RepairChanged
         | WorkerChanged
+        | TpuChanged
         | EventsLost,
     ) -> None:
         match message:
@@ -252,7 +254,7 @@ class SupervisorLink:
             case EventsLost():
                 self._on_reloaded()  # it may have been among them
                 self.events.publish(message)
-            case RepairChanged() | WorkerChanged():
+            case RepairChanged() | WorkerChanged() | TpuChanged():
                 self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:

@@ -46,7 +46,8 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
 <tr><th>of the channel system</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what,
 advice, fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
-...}}}}</code> (as in <code>/api/v1/system/status</code>) when a worker changes its state; <code>system {{event: "events_lost",
+...}}}}</code> (as in <code>/api/v1/system/status</code>) when a worker changes its state; <code>system {{event: "tpu",
+data: {{id, state, ...}}}}</code> (as in <code>/api/v1/system/tpus</code>) when a TPU does; <code>system {{event: "events_lost",
 data: {{count}}}}</code> in place of those that you were too slow for: ask for the status then</td></tr>
 </table>
 """

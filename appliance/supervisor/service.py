@@ -168,6 +168,7 @@ class Supervisor:
         if self._tensors.serves(name):
             self._tensors.gone(name)
         self._control.granted(self._leases.worker_gone(name))
+        self.tpus.watch.worker_gone(name)
 
     def tpu_report(self, worker: str, report: TpuReport) -> None:
         """A keeper's worker did something with a TPU."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.config.appliance import Inference
+from appliance.devices.errors import DevicesError
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
@@ -170,15 +171,19 @@ class TensorWorkers:
             log.warning("TPU %s of worker %s: %s: %s", report.id, worker, report.step, report.detail)
         if self.events is None:
             return
-        match report.step:
-            case TpuStep.OPENING:
-                self.events.opening(report.id, worker)
-            case TpuStep.OPEN:
-                self.events.opened(report.id, worker)
-            case TpuStep.CLOSED | TpuStep.UNUSABLE:
-                self.events.closed(report.id)
-            case TpuStep.FAILED:
-                self.events.failed(report.id, report.detail)
+        try:
+            match report.step:
+                case TpuStep.OPENING:
+                    self.events.opening(report.id, worker)
+                case TpuStep.OPEN:
+                    self.events.opened(report.id, worker)
+                case TpuStep.CLOSED | TpuStep.UNUSABLE:
+                    self.events.closed(report.id)
+                case TpuStep.FAILED:
+                    self.events.failed(report.id, report.detail)
+        except DevicesError as error:
+            # It went, or into quarantine, while the worker was at it; the worker hears of that by itself.
+            log.info("TPU %s of worker %s is %s: %s", report.id, worker, report.step, error)
 
     def detail(self, worker: str) -> str:
         """How many of its TPUs it has open."""

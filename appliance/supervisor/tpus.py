@@ -48,7 +48,7 @@ class Tpus:
         self._repairs, self._publish = repairs, publish
         self._users: list[Callable[[list[Tpu]], None]] = []
         self._losers: list[Callable[[str, str, str], None]] = []
-        #: Whoever leases tells it: `opening`, `opened`, `closed`, `failed`.
+        #: Whoever leases a TPU to a worker tells it: `opening` before the worker opens it, then `opened`, `closed` or `failed`.
         self.watch = DeviceWatch(
             settings,
             user=_user(worker_user),

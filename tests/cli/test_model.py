@@ -16,8 +16,10 @@ from appliance.cli.model import template
 from appliance.inference import library
 from appliance.inference.choice import choose_model
 from appliance.inference.models import shipped
+from appliance.inference.tflite import read_tflite
 from appliance.paths import Paths
 from tests.inference.gguf_files import METADATA, STRING, gguf, pair, shipped_model, text
+from tests.inference.tflite_files import compiled_file
 
 ROOT = Path(appliance.__file__).parents[1]
 (SHIPS,) = (model.name for model in shipped().values() if model.entry.kind == "text")
@@ -67,6 +69,44 @@ def test_add_and_show(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert (found["model"]["name"], found["gguf"]["context_tokens"], found["shipped"]) == ("mine", 512, False)
     assert Path(found["path"]).is_file()
+
+
+def test_show_a_model_for_tpus(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert model(nowhere, "show", "coral-reef-emotion") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for line in (
+        "model         coral-reef-emotion (ships with Coral-Reef)",
+        "kind          emotion",
+        "input         int8 1x",
+        "output        int8 1x8, scale ",
+        "operations    2 FULLY_CONNECTED",
+        "parameters    ",
+        "SHA-256       ",
+    ):
+        assert line in out
+    assert "window" not in out
+    assert model(nowhere, "show", "coral-reef-emotion", "--json") == 0
+    said = json.loads(capsys.readouterr().out)["tflite"]
+    assert said["operations"] == ["FULLY_CONNECTED"] * 2
+    assert said["inputs"][0]["type"] == "int8"
+    assert not said["compiled"]
+    assert said["metadata_bytes"]["coral-reef-card"] > 100
+
+
+def test_show_a_compiled_model(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twin = shipped()["coral-reef-emotion"]
+    inputs, outputs = (
+        each[0].shape[1] for each in (read_tflite(twin.path).inputs, read_tflite(twin.path).outputs)
+    )
+    made = library.add_compiled(Paths.under(nowhere / "state"), twin, compiled_file(inputs, outputs))
+    assert model(nowhere, "show", made.name) == 0
+    out = capsys.readouterr().out
+    assert "compiled from coral-reef-emotion\n" in out
+    assert "operations    1 custom:edgetpu-custom-op\n" in out
+    made.path.write_bytes(b"\x1b[2J" * 10)
+    assert model(nowhere, "show", made.name) == 65
+    failed(capsys, "the model coral-reef-emotion-edgetpu: ", "not a TensorFlow Lite file")
 
 
 def test_add_for_programs(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -64,6 +65,7 @@ class Testbed:
         self._process.stdin.close()
         self._process.wait(ANSWER_S)
         self._process.stdout.close()
+        shutil.rmtree(self.root, ignore_errors=True)  # who still watches may write into it
 
     @property
     def variables(self) -> dict[str, str]:

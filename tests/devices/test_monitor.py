@@ -1,4 +1,4 @@
-"""The monitor on this machine's own libudev; what it sees is `test_hotplug`'s."""
+"""The monitor on this machine's own libudev; what it sees of TPUs is in `tests/system/test_hotplug.py`."""
 
 from __future__ import annotations
 

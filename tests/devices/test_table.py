@@ -357,6 +357,18 @@ def test_one_worker_at_a_time(bench: Bench) -> None:
     bench.table.failed("usb-2-2", "what is not there cannot fail")
 
 
+def test_a_worker_that_died_has_nothing_open(bench: Bench) -> None:
+    for port, worker in (("usb-1-1", "tpu-1"), ("usb-1-2", "tpu-2"), ("usb-1-3", "tpu-1")):
+        bench.plug(port, running=True)
+        bench.table.opened(port, worker)
+    bench.table.worker_gone("tpu-1")
+    assert [(tpu.state, tpu.worker) for tpu in bench.table.all()] == [
+        (READY, ""),
+        (LEASED, "tpu-2"),
+        (READY, ""),
+    ]
+
+
 def test_places_last(bench: Bench) -> None:
     for port in ("usb-1-2", "usb-1-10", "usb-1-1"):
         bench.plug(port)
@@ -450,6 +462,9 @@ def test_what_may_happen_happens_and_nothing_else(caplog: pytest.LogCaptureFixtu
             before = {tpu.id: tpu.state for tpu in bench.table.all()}
             with contextlib.suppress(NoSuchTpu, TpuNotUsable):
                 draw.choice(acts)(draw.choice([USB, PCI]))
+            bench.table.tick()
+            due = bench.table.next_deadline()
+            assert due is None or due > bench.clock()  # who waits for it does not wake in vain
             for tpu in bench.table.all():
                 seen.add((before.get(tpu.id, APPEARING), tpu.state))
                 assert not tpu.worker or tpu.state in {LEASED, HOT}

@@ -65,21 +65,21 @@ def test_bad_ones(data: bytes, message: str) -> None:
     assert len(str(caught.value)) <= 512
 
 
-def test_files(tmp_path: Path) -> None:
+async def test_files(tmp_path: Path) -> None:
     path = tmp_path / "nvmem"
-    assert read(path) is None
+    assert await read(path) is None
     path.write_bytes(GOOD + b"\xff" * 1000)
-    assert read(path) == IDENTITY
+    assert await read(path) == IDENTITY
     path.write_bytes(GOOD + b"\xff" * MEMORY_LIMIT_BYTES)
     with pytest.raises(BadTrayIdentity, match="is larger than"):
-        read(path)
+        await read(path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadTrayIdentity, match="is no file"):
-        read(tmp_path / "pipe")  # nobody writes to it: it must not wait
+        await read(tmp_path / "pipe")  # nobody writes to it: it must not wait
     with pytest.raises(BadTrayIdentity, match=r"is no file|Is a directory"):
-        read(tmp_path)
+        await read(tmp_path)
     with pytest.raises(BadTrayIdentity, match="cannot be read"):
-        read(path / "below-a-file")
+        await read(path / "below-a-file")
 
 
 json_values = st.recursive(

@@ -21,6 +21,11 @@ from appliance.wire.messages import (
     Repair,
     RepairChanged,
     Severity,
+    Tpu,
+    TpuBus,
+    TpuChanged,
+    TpuRole,
+    TpuState,
     WorkerChanged,
     WorkerState,
     WorkerStatus,
@@ -402,6 +407,16 @@ REPAIR = Repair(
     what="worker text-1 needed more than its 2048 MiB of memory",
     advice="Raise the limit.",
 )
+TPU = Tpu(
+    id="usb-1-1.2",
+    bus=TpuBus.USB,
+    state=TpuState.READY,
+    node="/dev/bus/usb/001/004",
+    sysfs="/sys/bus/usb/devices/1-1.2",
+    tray="tower",
+    slot=1,
+    role=TpuRole.LANGUAGE,
+)
 WORKER = WorkerStatus(
     name="text-1",
     kind="text",
@@ -429,17 +444,25 @@ async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> 
             await subscribed(served, each)
         served.fake.tell(RepairChanged(repair=REPAIR))
         served.fake.tell(WorkerChanged(worker=WORKER))
+        served.fake.tell(TpuChanged(tpu=TPU))
         served.fake.tell(EventsLost(count=3))
         served.fake.tell(RepairChanged(repair=REPAIR, gone=True))
         for each in (talk, another):
-            heard = [await each.receive() for _ in range(4)]
+            heard = [await each.receive() for _ in range(5)]
             assert {message["type"] for message in heard} == {"system"}
             events = sorted((each["payload"] for each in heard), key=lambda payload: str(payload["event"]))
-            assert [event["event"] for event in events] == ["events_lost", "repair", "repair", "worker"]
-            lost, appeared, over, worker = (event["data"] for event in events)
+            assert [event["event"] for event in events] == [
+                "events_lost",
+                "repair",
+                "repair",
+                "tpu",
+                "worker",
+            ]
+            lost, appeared, over, tpu, worker = (event["data"] for event in events)
             assert lost == {"count": 3}
             assert appeared == {**msgspec.to_builtins(REPAIR), "gone": False}
             assert over == {**appeared, "gone": True}
+            assert tpu == msgspec.to_builtins(TPU)
             assert worker == msgspec.to_builtins(WORKER)
         assert (await talk.rest(await talk.chat("hello")))[1]["type"] == "done", "and the chat goes on"
 

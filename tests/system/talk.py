@@ -15,7 +15,7 @@ from .booted import Booted
 Event = dict[str, Any]
 
 #: What happens to the appliance, not to a reply.
-SYSTEM_EVENTS = ("repair", "worker", "events_lost")
+SYSTEM_EVENTS = ("repair", "worker", "tpu", "events_lost")
 
 
 def question(message: str = "Hello", **more: Any) -> dict[str, Any]:

@@ -36,6 +36,9 @@ from .nspawn import HOME, Machine
 
 pytestmark = MARKS
 
+#: What udev wants when an Edge TPU comes.
+TPU_TARGET = "coral-reef-tpu.target"
+
 #: What `systemd-analyze security` may say at most.
 EXPOSURE_LIMIT = 2.0
 
@@ -68,7 +71,7 @@ def running(machine: Machine) -> Machine:
 
 
 def test_verify_prints_nothing(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET)
+    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET, TPU_TARGET)
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -132,6 +135,24 @@ def test_start_returns_when_it_serves(machine: Machine) -> None:
     for unit in (*SERVICES, SOCKET):
         assert machine.out("systemctl", "is-active", unit) == "active"
     served(machine)
+
+
+def test_a_tpu_starts_what_is_enabled(running: Machine) -> None:
+    running.run("systemctl", "stop", *SERVICES, SOCKET, TARGET)
+    running.run("systemctl", "start", TPU_TARGET)  # as for SYSTEMD_WANTS of a device
+    wait_until_ready(running)
+    assert running.out("systemctl", "is-active", TARGET) == "active"
+    assert (running.root / "usr/lib/udev/rules.d/65-coral-reef-tpu.rules").is_file()
+
+
+def test_the_devices_within_reach(running: Machine) -> None:
+    """No udev and no /sys of its own in there, but the supervisor looks all the same; of /dev it may open TPUs alone."""
+    wait_until_ready(running)
+    found = json.loads(running.out("coral-reef", "tpu", "list", "--json"))
+    assert (found["tpus"], found["hotplug"]) == ([], "polled")
+    allowed = running.show(SUPERVISOR, "DeviceAllow")
+    assert {line.split()[0] for line in allowed.splitlines()} >= {"char-usb_device", "char-apex"}
+    assert running.show(SUPERVISOR, "DevicePolicy") == "closed"
 
 
 def test_the_status_line(running: Machine) -> None:

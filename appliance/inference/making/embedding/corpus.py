@@ -262,8 +262,3 @@ def our_lines() -> list[str]:
             if len(line) >= 8 and not line.startswith("#") and "{" not in line and " " in line:
                 found.add(line[:TEXT_LIMIT_CHARACTERS])
     return sorted(found)
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of running text that are long enough to mean something alone."""
-    return [each for each in re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", text) if len(each) >= 30]

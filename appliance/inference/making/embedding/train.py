@@ -35,7 +35,7 @@ class Plan:
     """Everything that decides the result."""
 
     hidden: int = 512
-    steps: int = 2_500
+    steps: int = 4_000
     #: Packages and other texts in a step.
     pairs: int = 256
     others: int = 256
@@ -44,12 +44,12 @@ class Plan:
     #: From here on the weights are rounded to int8 as they will ship.
     rounded_from: float = 0.8
     temperature: float = 0.05
-    #: What the contrast between packages counts beside the teacher's vectors.
-    contrast: float = 0.2
+    #: What the distance from the teacher's vector counts, and the contrast between packages.
+    likeness: float = 10.0
+    contrast: float = 1.0
     #: What the teacher's likenesses of a line to all texts of the step count.
     relation: float = 2.0
-    #: This share of the texts that the student reads lacks words, each with this chance.
-    torn_share: float = 0.5
+    #: The chance of each word to be missing in texts that are torn.
     torn_words: float = 0.35
     #: Single words among the other texts.
     words: int = 6_000
@@ -65,13 +65,14 @@ def torn(text: str, rng: random.Random, chance: float) -> str:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Texts with the teacher's vectors: (n, 384)."""
+    """Texts, whole and in other variants, with the teacher's vectors of the whole ones: (n, 384)."""
 
     bags: list[Bags]
     target: Tensor
 
     def draw(self, rows: NDArray[np.int64], variant: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        return self.bags[variant].pick(rows), self.target[torch.from_numpy(rows)].float()
+        """Some of the texts in one variant, taken modulo."""
+        return self.bags[variant % len(self.bags)].pick(rows), self.target[torch.from_numpy(rows)].float()
 
 
 def lesson(portions: list[list[str]], teacher: Teacher, features: Features, plan: Plan) -> Lesson:
@@ -79,9 +80,7 @@ def lesson(portions: list[list[str]], teacher: Teacher, features: Features, plan
     texts = [text for portion in portions for text in portion]
     vectors = np.concatenate([teacher.embed(portion) for portion in portions])
     rng = random.Random(plan.seed)
-    some = [
-        torn(text, rng, plan.torn_words) if rng.random() < 2 * plan.torn_share else text for text in texts
-    ]
+    some = [torn(text, rng, plan.torn_words) for text in texts]
     return Lesson([Bags(features, texts), Bags(features, some)], torch.from_numpy(vectors))
 
 
@@ -98,23 +97,24 @@ def train(network: Network, lines: Lesson, texts: Lesson, others: Lesson, plan: 
         rest = rng.integers(0, len(others.target), plan.others)
         drawn = [
             lines.draw(pairs, 0),
-            texts.draw(pairs, int(rng.integers(2))),
-            others.draw(rest, int(rng.integers(2))),
+            texts.draw(pairs, int(rng.integers(6))),
+            others.draw(rest, int(rng.integers(6))),
         ]
         outputs = [functional.normalize(network(bags)) for bags, _ in drawn]
         targets = [target for _, target in drawn]
         output, target = torch.cat(outputs), torch.cat(targets)
         likeness = 1 - (output * target).sum(1).mean()
-        scores = outputs[0] @ outputs[1].T / plan.temperature
-        wanted = torch.arange(len(scores))
-        contrast = functional.cross_entropy(scores, wanted) + functional.cross_entropy(scores.T, wanted)
         documents, known = torch.cat(outputs[1:]), torch.cat(targets[1:])
+        scores = outputs[0] @ documents.T / plan.temperature
+        wanted = torch.arange(len(scores))
+        contrast = functional.cross_entropy(scores, wanted)
+        contrast = contrast + functional.cross_entropy(scores[:, : len(scores)].T, wanted)
         relation = functional.kl_div(
-            functional.log_softmax(outputs[0] @ documents.T / plan.temperature, 1),
+            functional.log_softmax(scores, 1),
             functional.softmax(targets[0] @ known.T / plan.temperature, 1),
             reduction="batchmean",
         )
-        loss = 10 * likeness + plan.contrast * contrast + plan.relation * relation
+        loss = plan.likeness * likeness + plan.contrast * contrast + plan.relation * relation
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -148,6 +148,9 @@ def run(work: Path, plan: Plan, threads: int) -> None:
     torch.manual_seed(plan.seed)
     network = Network(SPEC.width, plan.hidden, DIMENSIONS)
     lessons = [lesson(some, teacher, features, plan) for some in ([lines], [texts], others)]
+    lessons[1].bags.append(
+        Bags(features, evaluate.struck(evaluate.Task(lines, texts, list(range(len(lines))))).documents)
+    )
     train(network, lessons[0], lessons[1], lessons[2], plan)
     samples = random.Random(plan.seed).sample(everything, SAMPLES)
     save(work / "embedding.npz", network, features, samples)

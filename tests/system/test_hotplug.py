@@ -11,9 +11,10 @@ from appliance.config.appliance import Devices, LayoutName
 from appliance.devices.states import PATIENCE_S
 from appliance.devices.table import FAILURES, FLAPS, OPENED_S, RETRY_S
 from appliance.wire.messages import Tpu, TpuBus, TpuState
+from tests.devices.hotplug import Testbed, Watched
 from tests.waiting import wait_for
 
-from .hotplug import Testbed, Watched
+pytestmark = pytest.mark.system
 
 APPEARING, BOOT_LOADER, READY, LEASED, HOT, FAULTY, QUARANTINED, GONE = TpuState
 
