@@ -116,7 +116,7 @@ def test_a_worker_of_another_name(appliance: Booted) -> None:
     done = command(appliance, "worker", "restart", "nobody")
     assert (done.returncode, done.stderr) == (
         1,
-        "coral-reef: no worker is called 'nobody'; there are: text-1\n",
+        "coral-reef: no worker is called 'nobody'; there are: text-1, cpu-1\n",
     )
 
 

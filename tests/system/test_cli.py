@@ -246,7 +246,7 @@ def test_one_question_as_json(appliance: Booted) -> None:
     events = [json.loads(line) for line in finished.stdout.splitlines()]
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-1]) == ("system", "done")
-    assert set(kinds[1:-1]) == {"token"}
+    assert set(kinds[1:-1]) == {"token", "persona_emotion"}
     # A script goes on with the conversation that it was told.
     session = events[0]["payload"]["data"]["session_id"]
     again = coral_reef(appliance.state, "chat", "finn", "--json", "--session", session, "-m", "Who are you?")
