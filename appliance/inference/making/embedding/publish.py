@@ -95,7 +95,8 @@ Held out is every sixteenth source package, by the SHA-256 of its name, with all
 
 Words, and parts of words, are hashed to a vector of {width:,} signed numbers on the host (`appliance/inference/features.py`); the
 network has a hidden layer of {hidden} and {outputs} outputs, all int8 with one scale a tensor. It learnt to give each text the vector of its
-teacher, also when words are missing, to rank texts as the teacher does, and to know a package's long description by its line.
+teacher, also when words are missing, to rank texts as the teacher does, and to know a package's long description by its line, also
+when the words of the line are struck from it.
 
 ## Data
 
