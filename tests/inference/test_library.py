@@ -131,7 +131,7 @@ def test_a_name_that_is_taken(paths: Paths, source: Path) -> None:
 
 
 def test_a_name_that_ships(paths: Paths, source: Path) -> None:
-    (name,) = models.shipped()
+    name = next(iter(models.shipped()))
     with pytest.raises(NameTaken, match="is the name of a model that ships"):
         library.add(paths, source, name=name)
     library.add(paths, source, name=name, replace=True)
@@ -255,7 +255,7 @@ def test_remove(paths: Paths, source: Path) -> None:
     assert len(files(paths)) == 2
     with pytest.raises(ModelUnknown, match=r"no model is called 'mine'; there are: .*other"):
         library.remove(paths, "mine")
-    (name,) = models.shipped()
+    name = next(iter(models.shipped()))
     with pytest.raises(ModelRefused, match="ships with Coral-Reef and cannot be removed"):
         library.remove(paths, name)
 
