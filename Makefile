@@ -38,8 +38,8 @@ format:  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 
 bench:  ## measure; prints our figure, the limit's and the ratio
-	@./scripts/install check
-	@$(BIN)/python -m tests.bench
+	@./scripts/install test
+	@$(BIN)/python -m tests.bench $(SECTIONS)
 
 test-long:  ## the long versions of the tests
 	@./scripts/install test

@@ -93,6 +93,11 @@ class Paths:
         """Which model `coral-reef model load` chose last; none when appliance.toml decides. The folder is the supervisor's."""
         return self.state / "supervisor/model.json"
 
+    @property
+    def tpu_quarantine(self) -> Path:
+        """Which TPUs are not to be used, and why."""
+        return self.state / "supervisor/tpu-quarantine.json"
+
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""
         longest = self.workers / ("x" * 32) / "engine.sock"

@@ -36,13 +36,14 @@ _GGUF_ARRAY = 9
 _TOKEN_NORMAL, _TOKEN_CONTROL = 1, 3
 
 
-def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Path:
-    """Puts the model and its manifest into `models`, the owner's folder; returns the model's file."""
+def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS, silent: bool = False) -> Path:
+    """Puts the model and its manifest into `models`, the owner's folder; returns the model's file. A `silent` one writes nothing
+    but control tokens, which are not shown."""
     entry = next(each for each in read_manifest(SHIPPED) if each.kind == "text")
     data = (SHIPPED / entry.file).read_bytes()
     assert b"<|end|>" in data, "the shipped model ends its turns with another token now: adapt this file"
     data = data.replace(b"<|end|>", b"<|fin|>")
-    data = _with_visible_token(data, SPECIAL.index("<|end|>"))
+    data = _with_silent_tokens(data) if silent else _with_visible_token(data, SPECIAL.index("<|end|>"))
     data = _with_uint32(data, "tokenizer.ggml.eos_token_id", 0)
     data = _with_uint32(data, "llama.context_length", window_tokens)
     models.mkdir(parents=True, exist_ok=True)
@@ -65,13 +66,25 @@ def add_endless_model(models: Path, *, window_tokens: int = WINDOW_TOKENS) -> Pa
 
 
 def _with_visible_token(data: bytes, token: int) -> bytes:
-    """A GGUF file whose control token is an ordinary one: the engine says nothing of a token without text, not even to ask
-    whether it should go on."""
+    """A GGUF file whose control token is an ordinary one: every token of a reply has text."""
+    place = _token_types(data)[0] + 4 * token
+    assert data[place : place + 4] == struct.pack("<i", _TOKEN_CONTROL)
+    return data[:place] + struct.pack("<i", _TOKEN_NORMAL) + data[place + 4 :]
+
+
+def _with_silent_tokens(data: bytes) -> bytes:
+    """A GGUF file whose tokens are all control tokens."""
+    start, count = _token_types(data)
+    return data[:start] + struct.pack("<i", _TOKEN_CONTROL) * count + data[start + 4 * count :]
+
+
+def _token_types(data: bytes) -> tuple[int, int]:
+    """Where the types of a GGUF file's tokens begin, and how many there are."""
     field = b"tokenizer.ggml.token_type" + struct.pack("<II", _GGUF_ARRAY, _GGUF_INT32)
     assert data.count(field) == 1, "the tokens' types are not in the model once"
-    value = data.index(field) + len(field) + 8 + 4 * token  # after the array's length
-    assert data[value : value + 4] == struct.pack("<i", _TOKEN_CONTROL)
-    return data[:value] + struct.pack("<i", _TOKEN_NORMAL) + data[value + 4 :]
+    end = data.index(field) + len(field)
+    (count,) = struct.unpack_from("<Q", data, end)
+    return end + 8, count
 
 
 def _with_uint32(data: bytes, key: str, value: int) -> bytes:

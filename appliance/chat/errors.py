@@ -3,6 +3,7 @@
 ChatError
 ├── UnknownPersona      404
 ├── UnknownSession      404
+├── Forbidden           403     not for this caller's role
 ├── BadMessage          400     empty, or longer than the owner allows
 ├── NotServed           404     no worker has that model or adapter; `code` says which
 ├── Unavailable         503     no worker is there, or the queue is full; `code` says which
@@ -32,6 +33,11 @@ class UnknownPersona(ChatError):
 class UnknownSession(ChatError):
     code = "unknown_session"
     status = 404
+
+
+class Forbidden(ChatError):
+    code = "forbidden"
+    status = 403
 
 
 class BadMessage(ChatError):

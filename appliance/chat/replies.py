@@ -18,6 +18,7 @@ import msgspec
 
 from appliance.wire.messages import Finished, FinishReason, Sampling, Turn, Usage
 
+from .emotions import Emotion, Emotions
 from .errors import BadMessage, ChatError, UnknownSession
 from .generator import Generation, Generator
 from .personas import Persona, find_persona
@@ -67,6 +68,14 @@ class Text(msgspec.Struct, frozen=True):
     content: str
 
 
+class Feeling(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reply expresses, once it is complete; only when there is a model that tells."""
+
+    persona_id: str
+    emotion: str
+    intensity: float
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """Last event: the reply is complete and stored."""
 
@@ -78,7 +87,7 @@ class Idle(msgspec.Struct, frozen=True):
     """Nothing has come for a while; only for who asks for it."""
 
 
-Event = Started | Queued | Progress | Text | Done | Idle
+Event = Started | Queued | Progress | Text | Feeling | Done | Idle
 
 
 class Reply:
@@ -92,13 +101,15 @@ class Reply:
         self._read = 0
         self._position: int | None = None
         self._progress: Progress | None = None
+        self._feeling: Feeling | None = None
         self._wake: asyncio.Future[None] | None = None
         self._end: Done | ChatError | None = None
         self._generation: Generation | None = None
         self._cancelled = False
 
     async def events(self, *, idle_s: float | None = None) -> AsyncGenerator[Event, None]:
-        """Started, any number of Queued, Progress and Text, then Done; raises ChatError instead. Leaving early cancels the reply.
+        """Started, any number of Queued, Progress and Text, perhaps Feeling, then Done; raises ChatError instead. Leaving
+        early cancels the reply.
 
         With `idle_s`, an Idle comes whenever nothing else has for as long.
         """
@@ -119,6 +130,9 @@ class Reply:
                 elif self._progress is not None:
                     progress, self._progress = self._progress, None
                     yield progress
+                elif self._feeling is not None:
+                    feeling, self._feeling = self._feeling, None
+                    yield feeling
                 elif isinstance(self._end, Done):
                     yield self._end
                     return
@@ -158,6 +172,12 @@ class Reply:
         """More of the prompt was read; whoever did not hear of the last time need not any more."""
         self._progress = Progress(done, total)
         self._awake()
+
+    def feel(self, emotion: Emotion) -> None:
+        """What all of the reply expresses."""
+        self._feeling = Feeling(
+            persona_id=self.session.persona_id, emotion=emotion.emotion, intensity=emotion.intensity
+        )
 
     def writing(self, generation: Generation | None) -> None:
         """The place where the reply is written, while it is."""
@@ -210,9 +230,10 @@ class Chat:
         *,
         history_messages: int,
         message_limit_chars: int,
+        emotions: Emotions | None = None,
     ) -> None:
         self.personas = personas
-        self._store, self._generator = store, generator
+        self._store, self._generator, self._emotions = store, generator, emotions
         self._history_messages, self._message_limit_chars = history_messages, message_limit_chars
         self._running: dict[asyncio.Task[None], Reply] = {}
 
@@ -228,7 +249,7 @@ class Chat:
         persona = find_persona(self.personas, question.persona_id)
         session = await self._session(question, persona, owner, may_read_all=may_read_all)
         reply = Reply(f"req-{secrets.token_urlsafe(12)}", session)
-        reply.task = asyncio.create_task(self._write(reply, question, persona), name=reply.request_id)
+        reply.task = asyncio.create_task(self._write(reply, question, persona, owner), name=reply.request_id)
         self._running[reply.task] = reply
         reply.task.add_done_callback(lambda task: self._ended(task, reply))
         return reply
@@ -260,7 +281,7 @@ class Chat:
         # Another persona may go on with a conversation; the reply names the one that spoke.
         return msgspec.structs.replace(session, persona_id=persona.id)
 
-    async def _write(self, reply: Reply, question: Question, persona: Persona) -> None:
+    async def _write(self, reply: Reply, question: Question, persona: Persona, owner: str) -> None:
         """The task of one reply."""
         end: Done | ChatError = Done(finish_reason=FinishReason.CANCELLED, usage=Usage())
         try:
@@ -279,7 +300,7 @@ class Chat:
                 ]
                 reply.writing(generation)
                 finished = await self._generate(generation, turns, question.sampling, reply)
-                await _to_its_end(self._keep(reply, question, finished))
+                await _to_its_end(self._conclude(reply, question, finished, owner))
                 end = Done(finish_reason=finished.finish_reason, usage=finished.usage)
         except ChatError as error:
             end = error
@@ -304,6 +325,24 @@ class Chat:
         except asyncio.CancelledError:
             generation.cancel()
             return await running
+
+    async def _conclude(self, reply: Reply, question: Question, finished: Finished, owner: str) -> None:
+        """Stores the turn, and reads meanwhile what it expresses."""
+        if finished.finish_reason is FinishReason.CANCELLED:
+            await self._keep(reply, question, finished)
+            return
+        feeling = asyncio.create_task(self._feel(reply, owner), name=f"emotion of {reply.request_id}")
+        try:
+            await self._keep(reply, question, finished)
+        finally:
+            await feeling
+
+    async def _feel(self, reply: Reply, owner: str) -> None:
+        content = "".join(reply.content)
+        if self._emotions is not None and content.strip():
+            emotion = await self._emotions.emotion_of(content, owner)
+            if emotion is not None:
+                reply.feel(emotion)
 
     async def _keep(self, reply: Reply, question: Question, finished: Finished) -> None:
         content = "".join(reply.content)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from appliance.paths import Paths
-from appliance.wire.errors import Disconnected, WireError
-from appliance.wire.frames import Connection, connect
+from appliance.wire.errors import Disconnected, PeerRefused, WireError
+from appliance.wire.frames import GROUP, Connection, connect
 from appliance.wire.messages import Done, Failure, FromSupervisor, Message, Status, StatusRequest
 
 from .exit_status import ExitStatus, Failed
@@ -23,9 +23,9 @@ REQUEST_ID = "cli"
 _STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION}
 
 
-def ask_status(paths: Paths) -> Status:
+def ask_status(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
     """The status of the running appliance; Failed when there is none."""
-    answer = _ask(paths, StatusRequest(), ANSWER_TIMEOUT_S)
+    answer = _ask(paths, StatusRequest(), timeout_s)
     assert isinstance(answer, Status)
     return answer
 
@@ -41,8 +41,18 @@ def order(paths: Paths, message: Message, *, timeout_s: float) -> str:
 
 @asynccontextmanager
 async def connected(paths: Paths) -> AsyncIterator[Connection[Message]]:
-    """A connection to the control socket."""
-    connection = await connect(str(paths.control_socket), FromSupervisor, name="coral-reef")
+    """A connection to the control socket. Failed when there is none, or none for this user; else WireError."""
+    try:
+        connection = await connect(str(paths.control_socket), FromSupervisor, name="coral-reef")
+    except Disconnected:
+        raise Failed(
+            f"no appliance is running with {paths.state}: start one with {_starter(paths)}",
+            ExitStatus.UNAVAILABLE,
+        ) from None
+    except PeerRefused:
+        raise Failed(
+            f"this user may not use the appliance in {paths.state}: {_remedy(paths)}", ExitStatus.REFUSED
+        ) from None
     try:
         yield connection
     finally:
@@ -58,10 +68,18 @@ def _ask(paths: Paths, message: Message, timeout_s: float) -> Message:
     try:
         return asyncio.run(ask())
     except Disconnected:
-        raise Failed(
-            f"no appliance is running with {paths.state}: start one with 'make run'", ExitStatus.UNAVAILABLE
-        ) from None
+        raise Failed("the supervisor ended before it answered", ExitStatus.UNAVAILABLE) from None
     except TimeoutError:
         raise Failed(f"the supervisor did not answer in {timeout_s:.0f} s", ExitStatus.UNAVAILABLE) from None
     except WireError as error:
         raise Failed(str(error)) from None
+
+
+def _starter(paths: Paths) -> str:
+    return "'systemctl start coral-reef.target'" if paths == Paths.system() else "'make run'"
+
+
+def _remedy(paths: Paths) -> str:
+    if paths == Paths.system():
+        return f"try with sudo, or join the group ('sudo usermod --append --groups {GROUP} $USER', then log in again)"
+    return "try as the user who started it, or with sudo"

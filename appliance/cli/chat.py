@@ -24,7 +24,7 @@ SILENCE_TIMEOUT_S = 60.0
 HELP = """\
 /persona NAME   talk to somebody else        /new    begin a new conversation
 /personas       who there is to talk to      /quit   end (or Ctrl-D)
-Ctrl-C while a reply is written cancels it."""
+Ctrl-C cancels a reply, also one that still waits."""
 
 
 def add_parser(commands: Any) -> None:
@@ -182,9 +182,9 @@ def _many(conversation: Conversation, *, as_json: bool) -> int:
             _command(conversation, line, names)
             continue
         try:
-            if talks and not as_json:
-                print(f"{names[conversation.persona_id]}> ", end="", flush=True)
-            status = _say(conversation, line, as_json=as_json)
+            before = f"{names[conversation.persona_id]}> " if talks and not as_json else ""
+            print(before, end="", flush=True)
+            status = _say(conversation, line, as_json=as_json, before=before)
         except KeyboardInterrupt:
             print(" [cancelled]", flush=True)
         except Failed as error:
@@ -211,10 +211,49 @@ def _command(conversation: Conversation, line: str, names: dict[str, str]) -> No
         print(HELP)
 
 
-def _say(conversation: Conversation, message: str, *, as_json: bool) -> int:
-    """Asks and prints the reply as it comes. Leaving early (Ctrl-C) closes the stream, which cancels the reply."""
-    with contextlib.closing(conversation.ask(message)) as events:
+class _Notice:
+    """A few words at the end of a line, until something else is printed there; only where somebody looks at a terminal."""
+
+    def __init__(self, before: str, *, wanted: bool) -> None:
+        """`before` is what the line begins with."""
+        self._before, self._wanted = before, wanted and sys.stdout.isatty()
+        self._shown = ""
+
+    def __enter__(self) -> _Notice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show("")
+
+    def show(self, text: str) -> None:
+        """In the place of what was shown before."""
+        if not self._wanted or text == self._shown:
+            return
+        # Two more than was shown: a terminal writes ^C where Ctrl-C was pressed.
+        blank = " " * (len(self._before) + len(self._shown) + 2)
+        self._shown = text  # first: Ctrl-C may come at any moment
+        print(f"\r{blank}\r{self._before}{text}", end="", flush=True)
+
+
+def _notice_of(event: dict[str, Any]) -> str:
+    """What the reply waits for."""
+    payload = event["payload"]
+    data = payload.get("data") or {}
+    match event["type"], payload.get("event"):
+        case "system", "queued":
+            return f"[place {data['position']} in the queue]"
+        case "system", "progress":
+            return f"[reading, {100 * data['done'] // max(data['total'], 1)} %]"
+    return ""
+
+
+def _say(conversation: Conversation, message: str, *, as_json: bool, before: str = "") -> int:
+    """Asks and prints the reply as it comes, on a line that begins with `before`. Leaving early (Ctrl-C) closes the stream, which
+    cancels the reply."""
+    notice = _Notice(before, wanted=not as_json)
+    with contextlib.closing(conversation.ask(message)) as events, notice:
         for event in events:
+            notice.show(_notice_of(event))
             if as_json:
                 print(msgspec.json.encode(event).decode(), flush=True)
             payload = event["payload"]

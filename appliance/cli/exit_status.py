@@ -31,7 +31,7 @@ MEANINGS = {
     ExitStatus.CANNOT_CREATE: "a folder or file cannot be written, or the disk is full",
     ExitStatus.BAD_DATABASE: "the database or its key cannot be used",
     ExitStatus.IN_USE: "the port, the state folder or the model is in use",
-    ExitStatus.REFUSED: "the API key was refused",
+    ExitStatus.REFUSED: "the API key was refused, or this user may not use the appliance",
     ExitStatus.BAD_CONFIGURATION: "a configuration file has errors",
     ExitStatus.INTERRUPTED: "stopped by Ctrl-C",
 }

@@ -144,16 +144,22 @@ def show(model: models.Model, head: Gguf) -> None:
     """Prints a model for people; of its template the first lines."""
     lines = [
         ("model", whose(model)),
+        ("adapter of", model.entry.base),
         ("title", head.name),
         (
             "architecture",
             ", ".join(filter(None, (head.architecture, count(head.parameters), head.quantisation))),
         ),
-        ("window", f"{head.context_tokens} tokens" if head.context_tokens else "the file does not say"),
+        ("window", "" if model.entry.base else _window(head.context_tokens)),
         *on_disk(model),
     ]
     print_lines(lines)
-    print("chat template " + template(head.chat_template))
+    if not model.entry.base:
+        print("chat template " + template(head.chat_template))
+
+
+def _window(tokens: int) -> str:
+    return f"{tokens} tokens" if tokens else "the file does not say"
 
 
 def whose(model: models.Model) -> str:

@@ -49,6 +49,10 @@ def add_parsers(actions: Any) -> None:
         description="Checks a GGUF file and copies it into the appliance. It is used once it is loaded.",
     )
     adding.add_argument("file", type=Path, metavar="FILE", help="a model in one GGUF file")
+    of_model = adding.add_argument(
+        "--for", dest="base", default="", metavar="MODEL", help="the file is a LoRA adapter of this model"
+    )
+    of_model.completer = complete_model
     adding.add_argument(
         "--name", default="", metavar="NAME", help="what to call it (default: the file's name)"
     )
@@ -137,13 +141,14 @@ def run_add(arguments: argparse.Namespace) -> int:
             paths,
             arguments.file,
             name=arguments.name,
+            base=arguments.base,
             replace=arguments.replace,
             sha256=arguments.sha256 or "",
             progress=progress,
         )
     if not arguments.json:
         model.show(added, head)
-    if not head.chat_template.strip():
+    if not arguments.base and not head.chat_template.strip():
         print(
             "coral-reef: warning: the file has no chat template, so the engine takes a general one (ChatML): "
             "replies may be poor",
@@ -151,9 +156,10 @@ def run_add(arguments: argparse.Namespace) -> int:
         )
     loaded = None
     if arguments.load:
-        loaded = model_load.load(paths, added.name)
+        loaded = model_load.load(paths, arguments.base or added.name)
     elif not arguments.json:
-        print(f"\nTo let it write the replies: coral-reef model load {added.name}")
+        what = "use it" if arguments.base else "let it write the replies"
+        print(f"\nTo {what}: coral-reef model load {arguments.base or added.name}")
     if arguments.json:
         model.show_json(added, head)
     elif loaded is not None:

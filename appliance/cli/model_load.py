@@ -12,10 +12,9 @@ from typing import Any
 
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
-from appliance.wire.frames import connect
-from appliance.wire.messages import Failure, FromSupervisor, ModelLoad, ModelLoaded, ModelLoading
+from appliance.wire.messages import Failure, ModelLoad, ModelLoaded, ModelLoading
 
-from .ask import ANSWER_TIMEOUT_S
+from .ask import ANSWER_TIMEOUT_S, connected
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_text_model
 from .place import add_place_options, paths_of
@@ -64,9 +63,7 @@ def load(paths: Paths, name: str) -> ModelLoaded:
         with waiting() as say:
             return asyncio.run(_load(paths, name, say))
     except Disconnected:
-        raise Failed(
-            f"no appliance is running with {paths.state}: start one with 'make run'", ExitStatus.UNAVAILABLE
-        ) from None
+        raise Failed("the supervisor ended before it answered", ExitStatus.UNAVAILABLE) from None
     except TimeoutError:
         raise Failed("the supervisor did not answer in time", ExitStatus.UNAVAILABLE) from None
     except WireError as error:
@@ -74,22 +71,17 @@ def load(paths: Paths, name: str) -> ModelLoaded:
 
 
 async def _load(paths: Paths, name: str, say: Callable[[str], None]) -> ModelLoaded:
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        connection = await connect(str(paths.control_socket), FromSupervisor, name="coral-reef model load")
-    try:
+    async with asyncio.timeout(ANSWER_TIMEOUT_S) as patience, connected(paths) as connection:
         await connection.send(ModelLoad(request_id="load", model=name))
-        async with asyncio.timeout(ANSWER_TIMEOUT_S) as patience:
-            while True:
-                match await connection.receive():
-                    case ModelLoading(worker=worker, size_bytes=size_bytes, deadline_s=deadline_s):
-                        patience.reschedule(asyncio.get_running_loop().time() + deadline_s + GRACE_S)
-                        say(f"loading {name} ({size(size_bytes)}) on {worker}")
-                    case ModelLoaded() as loaded:
-                        return loaded
-                    case Failure(message=message):
-                        raise Failed(message)
-    finally:
-        await connection.close()
+        while True:
+            match await connection.receive():
+                case ModelLoading(worker=worker, size_bytes=size_bytes, deadline_s=deadline_s):
+                    patience.reschedule(asyncio.get_running_loop().time() + deadline_s + GRACE_S)
+                    say(f"loading {name} ({size(size_bytes)}) on {worker}")
+                case ModelLoaded() as loaded:
+                    return loaded
+                case Failure(message=message):
+                    raise Failed(message)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from appliance.config.load import Settings
+from appliance.config.errors import ConfigError
+from appliance.config.load import Settings, load
 from appliance.files import FileLock, LockHeld, write_atomically
 from appliance.paths import Paths
 from appliance.telemetry.log import set_up_logging
@@ -318,6 +319,8 @@ class _Launcher:
     def _end(self) -> None:
         """The gateway first, so that replies can end while their workers still write; a second Ctrl-C does not wait."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(ConfigError):  # a reload may have changed how long it may take
+            self._settings = load(self._paths)
         if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
         self._gateway.stop(self._settings.appliance.gateway.drain_s + GATEWAY_STOP_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from appliance.wire.messages import EngineBuild, Status
@@ -33,8 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK if status.ready else ExitStatus.FAILED
 
 
+#: The builds of the engine of embedding and emotion models.
+LITERT = {"xnnpack": "models on the CPU (XNNPACK)", "libedgetpu": "models on Edge TPUs (libedgetpu)"}
+
+
 def engine_in_words(engine: EngineBuild) -> str:
     """Which build of the engine runs, and how to get a faster one."""
+    if engine.build in LITERT:
+        return f"engine: LiteRT {engine.version}, {LITERT[engine.build]}"
     if engine.build == "native":
         build = "built for this CPU"
     else:
@@ -57,6 +64,9 @@ def show(status: Status) -> None:
         print(
             f"{status.model} was chosen with 'coral-reef model load'; appliance.toml says {status.configured_model}"
         )
+    if status.tpus:
+        counts = Counter(tpu.state.replace("_", " ") for tpu in status.tpus)
+        print(f"TPUs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for build in dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine):
         print(build)
     show_repairs(status.repairs)

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from appliance.config.forms import ModelName, Name
+from appliance.config.forms import ModelName, Name, OptionalFilePath, OptionalName, TpuPort
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +67,21 @@ class Text(Section, frozen=True):
     ] = 2048
 
 
+class Inference(Section, frozen=True):
+    """The workers that run the embedding and emotion models: on TPUs, and on the CPU where there are none."""
+
+    cpu_threads: Annotated[
+        int, Meta(ge=1, le=64, description="Threads that run these models on the CPU.")
+    ] = 1
+    invoke_limit_s: Annotated[
+        float,
+        Meta(ge=0.5, le=60, description="A TPU that has not answered then is stuck: its worker is ended."),
+    ] = 2.0
+    memory_limit_mib: Annotated[
+        int, Meta(ge=0, le=1_048_576, description="A worker that needs more is restarted; 0: no limit.")
+    ] = 1024
+
+
 class PlacementName(StrEnum):
     """How a worker is chosen for a request."""
 
@@ -100,11 +115,90 @@ class Supervisor(Section, frozen=True):
     ] = 0.1
 
 
+class LayoutName(StrEnum):
+    """The trays of a tower: its layers by the TPUs in each."""
+
+    ONE_TRAY = "one_tray"  # everything that is attached
+    L4X8 = "4x8"
+    L4X12 = "4x12"
+    L4X16 = "4x16"
+    L6X8 = "6x8"
+    L6X12 = "6x12"
+    L6X16 = "6x16"
+    L8X8 = "8x8"
+    L8X12 = "8x12"
+    L8X16 = "8x16"
+
+
+class Tray(Section, frozen=True):
+    """One layer of a tower that is wired in its own way."""
+
+    name: Annotated[Name, Meta(description="What it is called.")]
+    slots: Annotated[
+        list[TpuPort], Meta(min_length=1, max_length=64, description="Its ports, in the order of its slots.")
+    ]
+    identity: Annotated[
+        OptionalFilePath, Meta(description="Where its identity lies, as JSON; empty: see devices.identity.")
+    ] = ""
+    persona: Annotated[OptionalName, Meta(description="Whom it is bound to, unless its identity says.")] = ""
+
+
+class Devices(Section, frozen=True):
+    """The Edge TPUs: where they are attached, and how hot they may get."""
+
+    layout: Annotated[LayoutName, Meta(description="The tower: layers x slots; one_tray: as it comes.")] = (
+        LayoutName.ONE_TRAY
+    )
+    throttle_c: Annotated[
+        float,
+        Meta(ge=30, le=110, description="From here on a TPU gets half of its work, in degrees Celsius."),
+    ] = 80.0
+    shutdown_c: Annotated[
+        float, Meta(ge=30, le=110, description="From here on it gets none, in degrees Celsius.")
+    ] = 90.0
+    hysteresis_c: Annotated[
+        float, Meta(ge=0.5, le=30, description="So much cooler it must be to get more again.")
+    ] = 5.0
+    identity: Annotated[
+        OptionalFilePath,
+        Meta(
+            description="Where a tray's identity lies, as JSON; {tray} stands for its number; empty: nowhere."
+        ),
+    ] = ""
+    trays: Annotated[
+        list[Tray],
+        Meta(max_length=32, description="Trays that are wired in another way; layout does not count then."),
+    ] = []
+
+
 class Appliance(Section, frozen=True):
     """All of `appliance.toml`."""
 
     gateway: Gateway = Gateway()
     chat: Chat = Chat()
     text: Text = Text()
+    inference: Inference = Inference()
     scheduler: Scheduler = Scheduler()
+    devices: Devices = Devices()
     supervisor: Supervisor = Supervisor()
+
+
+def by_key(settings: msgspec.Struct) -> dict[str, object]:
+    """Every setting by its `section.key`."""
+    found: dict[str, object] = {}
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Section):
+            found |= {f"{name}.{key}": getattr(value, key) for key in value.__struct_fields__}
+        else:
+            found[name] = value
+    return found
+
+
+def gateway_part(appliance: Appliance) -> dict[str, object]:
+    """What the gateway's processes are given when they start, by its keys; the rest is the supervisor's alone."""
+    return {
+        key: value
+        for key, value in by_key(appliance).items()
+        if key.startswith(("gateway.", "chat.")) or key == "scheduler.queue_timeout_s"
+    }

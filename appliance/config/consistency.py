@@ -1,4 +1,4 @@
-"""What no single value of `network.yaml` shows: whether its values agree with one another.
+"""What no single value of a file shows: whether its values agree with one another.
 
 Works on plain values from which everything wrong has been left out, so that one bad value hides no other
 problem.
@@ -11,15 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from appliance.config.appliance import Devices, LayoutName
 from appliance.config.document import UNKNOWN, Document, KeyPath
 from appliance.config.errors import Problem, Severity
-from appliance.config.forms import interface_address
+from appliance.config.forms import interface_address, same_port
 
 
 def network_consistency(document: Document, data: dict[str, Any]) -> list[Problem]:
     """Problems between the values of `data`, which is what `validate` left of `document`."""
     checks = _Checks(document, data, [])
     for check in (_ports, _subnets, _shared_addresses, _cluster, _storage, _tls):
+        check(checks)
+    return checks.problems
+
+
+def appliance_consistency(document: Document, data: dict[str, Any]) -> list[Problem]:
+    """The same for `appliance.toml`."""
+    checks = _Checks(document, data, [])
+    for check in (_temperatures, _trays):
         check(checks)
     return checks.problems
 
@@ -132,3 +143,38 @@ def _tls(checks: _Checks) -> None:
     api = checks.data.get("api") or {}
     if api.get("tls") and "cert" not in (checks.document.data.get("api") or {}):
         checks.warning(("api", "cert"), "missing although tls is true, expected the path of a certificate")
+
+
+def _temperatures(checks: _Checks) -> None:
+    devices = {**msgspec.to_builtins(Devices()), **(checks.data.get("devices") or {})}
+    throttle, shutdown, hysteresis = (devices[f"{name}_c"] for name in ("throttle", "shutdown", "hysteresis"))
+    if shutdown - hysteresis < throttle:
+        checks.error(
+            ("devices", "shutdown_c"),
+            f"is {shutdown:g}, expected at least throttle_c + hysteresis_c = {throttle + hysteresis:g}",
+        )
+
+
+def _trays(checks: _Checks) -> None:
+    """A port that stands twice is a slip that leaves the rest usable: the first one counts."""
+    devices = checks.data.get("devices") or {}
+    trays = [(number, tray) for number, tray in enumerate(devices.get("trays") or []) if tray is not UNKNOWN]
+    _once(checks, [(("devices", "trays", number, "name"), tray.get("name")) for number, tray in trays])
+    if trays and devices.get("layout", LayoutName.ONE_TRAY) != LayoutName.ONE_TRAY:
+        checks.warning(("devices", "layout"), "does not count beside devices.trays, expected one of the two")
+    seen: dict[str, KeyPath] = {}
+    for number, tray in trays:
+        for position, port in enumerate(tray.get("slots", [])):
+            path: KeyPath = ("devices", "trays", number, "slots", position)
+            if port is UNKNOWN:
+                continue
+            for other, first in seen.items():
+                if same_port(port, other):
+                    where = checks.document.problem(first, "")
+                    checks.warning(
+                        path,
+                        f"is the same port as {where.key} on line {where.line}, which counts; expected each port once",
+                    )
+                    break
+            else:
+                seen[port] = path

@@ -47,6 +47,16 @@ def interface_address(text: str) -> Interface:
     return ipaddress.ip_interface(f"{address}/{prefix if slash else DEFAULT_PREFIX[version]}")
 
 
+def same_port(one: str, other: str) -> bool:
+    """Whether two `TpuPort`s can mean one port: `*` is any bus."""
+    if one == other:
+        return True
+    (_, bus, port), (_, other_bus, other_port) = ((*text.split("-", 2), "", "")[:3] for text in (one, other))
+    return (
+        one.startswith("usb-") and other.startswith("usb-") and port == other_port and "*" in (bus, other_bus)
+    )
+
+
 def duration_s(text: str) -> int:
     """`30m` as 1800 seconds."""
     return int(text[:-1]) * _SECONDS[text[-1]]
@@ -131,5 +141,23 @@ ModelName = Annotated[
 ]
 FilePath = Annotated[
     str, form(r"/[^\x00-\x1f]{0,4094}", "a path from the root like /etc/coral-reef/certs/server.crt")
+]
+OptionalName = Annotated[
+    str,
+    form(
+        r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,62})?",
+        "a name of at most 63 letters, digits, dots, dashes and underscores, or nothing",
+    ),
+]
+OptionalFilePath = Annotated[
+    str,
+    form(r"(?:/[^\x00-\x1f]{0,4094})?", "a path from the root like /etc/coral-reef/tray.json, or nothing"),
+]
+TpuPort = Annotated[
+    str,
+    form(
+        r"usb-(?:[0-9]{1,3}|\*)-[0-9]{1,3}(?:\.[0-9]{1,3}){0,5}|pci-[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]",
+        "a USB port like usb-1-2.4, or usb-*-2.4 on any bus, or a PCI address like pci-0000:03:00.0",
+    ),
 ]
 Text = Annotated[str, form(r"[^\x00-\x1f]{1,1024}", "a text of 1 to 1024 characters on one line")]

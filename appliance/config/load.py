@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from appliance.config.appliance import Appliance
-from appliance.config.consistency import network_consistency
+from appliance.config.consistency import appliance_consistency, network_consistency
 from appliance.config.document import Document, KeyPath
 from appliance.config.errors import ConfigError, Problem, Severity
 from appliance.config.expand import Reference, Variables, require_expanded
@@ -118,7 +118,7 @@ def _parse_yaml(file: str, text: str) -> Document:
     return parse_yaml(file, text)
 
 
-_APPLIANCE = _Kind(Appliance, _parse_toml, lambda _document, _data: [], lambda _settings, _path: True)
+_APPLIANCE = _Kind(Appliance, _parse_toml, appliance_consistency, lambda _settings, _path: True)
 _NETWORK = _Kind(Network, _parse_yaml, network_consistency, applies)
 _KINDS: dict[str, _Kind[Any]] = {".toml": _APPLIANCE, ".yaml": _NETWORK, ".yml": _NETWORK}
 

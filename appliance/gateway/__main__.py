@@ -9,11 +9,12 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from setproctitle import setproctitle
 from systemd import daemon
 
+from appliance.config.appliance import gateway_part
 from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.identity.admin_key import ensure_admin_key
@@ -24,7 +25,7 @@ from appliance.storage.database import Database
 from appliance.storage.errors import StorageError
 from appliance.telemetry.log import set_up_logging
 
-from .processes import BEAT_S, Plan, Processes
+from .processes import BEAT_S, Parent, Plan, Processes
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +108,13 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
 
     gateway = settings.appliance.gateway
 
-    def run(beat: Callable[[], None]) -> int:
+    def run(parent: Parent) -> int:
         # Readiness and watchdog are the parent's business.
         os.environ.pop("NOTIFY_SOCKET", None)
 
         async def beating() -> None:
             while True:
-                beat()
+                parent.beat()
                 await asyncio.sleep(BEAT_S)
 
         async def life() -> None:
@@ -122,7 +123,7 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
             def ready() -> None:
                 tasks.append(asyncio.create_task(beating(), name="beat"))
 
-            await serve(paths, settings.appliance, listeners, ready)
+            await serve(paths, settings.appliance, listeners, ready, parent.changed)
             for task in tasks:
                 task.cancel()
 
@@ -131,7 +132,8 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
         return 0
 
     allow_descriptors(gateway.connections_limit)
-    return Plan(gateway.processes or min(available_cores(), PROCESSES_LIMIT), run, gateway.drain_s)
+    count = gateway.processes or min(available_cores(), PROCESSES_LIMIT)
+    return Plan(count, run, gateway.drain_s, gateway_part(settings.appliance))
 
 
 def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,13 +26,14 @@ from appliance.storage.async_store import AsyncStore
 from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
 
-from . import rest, websocket
+from . import embeddings, rest, websocket
 from .auth import Authentication
 from .generator import LeasedGenerator
-from .links import SupervisorLink
+from .links import SupervisorLink, WorkerLinks
 from .pages import docs, openapi_json
 from .problems import HANDLERS
 from .store import ConversationStore
+from .tensors import Tensors
 
 
 async def nothing_here(request: Request[Any, Any, Any]) -> None:
@@ -40,8 +41,8 @@ async def nothing_here(request: Request[Any, Any, Any]) -> None:
     raise NotFoundException(f"no {request.url.path}; the description is /openapi.json")
 
 
-def create_app(paths: Paths, appliance: Appliance) -> Litestar:
-    """The application of one gateway process."""
+def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] = lambda: None) -> Litestar:
+    """The application of one gateway process. Of the settings it knows `config.appliance.gateway_part`."""
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -51,16 +52,21 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             try:
                 conversations = ConversationStore(thread, Conversations(database))
                 supervisor = SupervisorLink(
-                    str(paths.control_socket), queue_s=appliance.scheduler.queue_timeout_s
+                    str(paths.control_socket),
+                    queue_s=appliance.scheduler.queue_timeout_s,
+                    on_reloaded=reloaded,
                 )
                 supervisor.start()
-                generator = LeasedGenerator(supervisor)
+                workers = WorkerLinks()
+                generator = LeasedGenerator(supervisor, workers)
+                tensors = Tensors(supervisor, workers)
                 chat = Chat(
                     load_personas(),
                     conversations,
                     generator,
                     history_messages=appliance.chat.history_messages,
                     message_limit_chars=appliance.gateway.message_limit_chars,
+                    emotions=tensors,
                 )
                 app.state.update(
                     {
@@ -69,6 +75,7 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
                         "conversations": conversations,
                         "generator": generator,
                         "chat": chat,
+                        "tensors": tensors,
                     }
                 )
                 try:
@@ -94,9 +101,13 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
         found: LeasedGenerator = state.generator
         return found
 
+    async def tensors(state: State) -> Tensors:
+        found: Tensors = state.tensors
+        return found
+
     api = Router(
         "/",
-        route_handlers=[*rest.ROUTES, websocket.chat_socket],
+        route_handlers=[*rest.ROUTES, embeddings.embeddings, websocket.chat_socket],
         middleware=[DefineMiddleware(Authentication)],
         security=[{"key": []}],
     )
@@ -109,6 +120,7 @@ def create_app(paths: Paths, appliance: Appliance) -> Litestar:
             "chat_settings": Provide(chat_settings),
             "conversations": Provide(conversations),
             "generator": Provide(generator),
+            "tensors": Provide(tensors),
         },
         openapi_config=OpenAPIConfig(
             title="Coral-Reef",

@@ -5,13 +5,18 @@ The names and payloads are those of the specification's tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from appliance.chat.errors import ChatError
-from appliance.chat.replies import Done, Progress, Queued, Started, Text
+from appliance.chat.replies import Done, Feeling, Progress, Queued, Started, Text
+from appliance.wire.messages import EventsLost, RepairChanged, TpuChanged, WorkerChanged
+
+from .events import SystemEvent
 
 _encode = msgspec.json.Encoder().encode
 
@@ -91,7 +96,25 @@ class PingMessage(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
     payload: dict[str, Any] = {}
 
 
-ClientMessage = ChatMessage | CancelMessage | PingMessage
+class Channel(StrEnum):
+    """What a client may want to hear of besides its own replies."""
+
+    SYSTEM = "system"  # repairs, workers and TPUs; for administrators
+
+
+class Channels(msgspec.Struct, frozen=True):
+    channels: Annotated[list[Channel], Meta(min_length=1, max_length=16)]
+
+
+class SubscribeMessage(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+    payload: Channels
+
+
+class UnsubscribeMessage(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    payload: Channels
+
+
+ClientMessage = ChatMessage | CancelMessage | PingMessage | SubscribeMessage | UnsubscribeMessage
 
 _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 
@@ -109,22 +132,47 @@ def write(kind: str, payload: dict[str, Any]) -> bytes:
     return _encode({"type": kind, "payload": payload})
 
 
-def of_event(event: Started | Queued | Progress | Text | Done, request_id: str) -> bytes:
+def of_event(event: Started | Queued | Progress | Text | Feeling | Done, request_id: str) -> bytes:
     """The message of an event of a reply."""
     match event:
         case Text(content=content):
             return write("token", {"content": content, "request_id": request_id})
         case Done(finish_reason=reason, usage=usage):
             return write("done", {"request_id": request_id, "usage": usage, "finish_reason": reason})
+        case Feeling(persona_id=persona_id, emotion=emotion, intensity=intensity):
+            felt = {"persona_id": persona_id, "emotion": emotion, "intensity": round(intensity, 3)}
+            return write("persona_emotion", felt)
         case Progress(done=done, total=total):
             data = {"request_id": request_id, "done": done, "total": total}
-            return write("system", {"event": "progress", "data": data})
+            return _system("progress", data)
         case Started(session_id=session_id, persona_id=persona_id):
             data = {"request_id": request_id, "session_id": session_id, "persona_id": persona_id}
-            return write("system", {"event": "request_started", "data": data})
+            return _system("request_started", data)
         case Queued(position=position):
             waiting = {"request_id": request_id, "position": position}
-            return write("system", {"event": "queued", "data": waiting})
+            return _system("queued", waiting)
+
+
+def of_system_event(event: SystemEvent) -> bytes:
+    """The message of something that happened to the appliance."""
+    match event:
+        case RepairChanged(repair=repair, gone=gone):
+            return _system("repair", {**msgspec.structs.asdict(repair), "gone": gone})
+        case WorkerChanged(worker=worker):
+            return _system("worker", msgspec.structs.asdict(worker))
+        case TpuChanged(tpu=tpu):
+            return _system("tpu", msgspec.structs.asdict(tpu))
+        case EventsLost(count=count):
+            return _system("events_lost", {"count": count})
+
+
+def of_channels(channels: Iterable[Channel]) -> bytes:
+    """The message that says which channels a client hears now."""
+    return _system("subscribed", {"channels": sorted(channels)})
+
+
+def _system(event: str, data: dict[str, Any]) -> bytes:
+    return write("system", {"event": event, "data": data})
 
 
 def of_error(error: ChatError, request_id: str | None) -> bytes:

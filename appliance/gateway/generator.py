@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from appliance.chat.errors import GenerationFailed
-from appliance.wire.errors import WireError
-from appliance.wire.frames import connect
 from appliance.wire.messages import (
     Finished,
-    FromWorker,
     Generate,
     LeaseGranted,
     Sampling,
@@ -20,7 +17,8 @@ from appliance.wire.messages import (
     Usage,
 )
 
-from .links import WORKER_LOST, SupervisorLink, WorkerLink
+from .events import Events
+from .links import WORKER_LOST, SupervisorLink, WorkerLink, WorkerLinks
 
 #: How often a place is asked for when its worker is gone before its first word, and the pause between, growing: a second in all.
 PLACE_ATTEMPTS = 5
@@ -57,12 +55,11 @@ class LeasedGeneration:
             on_text(text)
 
         for attempt in range(1, PLACE_ATTEMPTS + 1):
-            writing = asyncio.ensure_future(self._worker.generate(request, tell, on_progress))
-            if self._cancelled:
-                await asyncio.sleep(0)  # let it send the request before the cancel
-                self._worker.cancel(self._request_id)
             try:
-                finished = await writing
+                end = self._worker.generate(request, tell, on_progress)
+                if self._cancelled:
+                    self._worker.cancel(self._request_id)
+                finished = await end
             except GenerationFailed as error:
                 if error.code != WORKER_LOST or said or self._cancelled or attempt == PLACE_ATTEMPTS:
                     raise
@@ -80,10 +77,8 @@ class LeasedGeneration:
 class LeasedGenerator:
     """Leases and worker connections of one gateway process."""
 
-    def __init__(self, supervisor: SupervisorLink) -> None:
-        self._supervisor = supervisor
-        self._workers: dict[str, WorkerLink] = {}
-        self._connecting = asyncio.Lock()
+    def __init__(self, supervisor: SupervisorLink, workers: WorkerLinks) -> None:
+        self._supervisor, self._workers = supervisor, workers
 
     @asynccontextmanager
     async def lease(
@@ -113,7 +108,7 @@ class LeasedGenerator:
         for attempt in range(1, PLACE_ATTEMPTS + 1):
             granted = await lease()
             try:
-                return await self._worker(granted)
+                return await self._workers.to(granted)
             except BaseException as error:
                 self._supervisor.settle(request_id, Usage())
                 if attempt == PLACE_ATTEMPTS or not isinstance(error, GenerationFailed):
@@ -126,6 +121,11 @@ class LeasedGenerator:
         """Whether the supervisor can be reached."""
         return self._supervisor.connected
 
+    @property
+    def events(self) -> Events:
+        """What the supervisor tells of repairs and workers."""
+        return self._supervisor.events
+
     async def status(self) -> Status:
         """What the supervisor knows."""
         return await self._supervisor.status()
@@ -135,19 +135,5 @@ class LeasedGenerator:
         return await self._supervisor.recent_status()
 
     async def close(self) -> None:
-        for worker in self._workers.values():
-            await worker.close()
+        await self._workers.close()
         await self._supervisor.close()
-
-    async def _worker(self, granted: LeaseGranted) -> WorkerLink:
-        async with self._connecting:
-            link = self._workers.get(granted.worker)
-            if link is None or not link.alive:
-                try:
-                    connection = await connect(granted.socket, FromWorker, name="gateway")
-                except WireError as error:
-                    raise GenerationFailed(
-                        f"worker {granted.worker} cannot be reached: {error}", WORKER_LOST
-                    ) from error
-                link = self._workers[granted.worker] = WorkerLink(connection, granted.worker)
-            return link

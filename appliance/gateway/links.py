@@ -12,20 +12,33 @@ from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
+    EventsLost,
     Failure,
     Finished,
     FromSupervisor,
+    FromWorker,
     Generate,
+    Invoke,
+    Invoked,
+    InvokeLease,
     LeaseGranted,
     LeaseQueued,
     LeaseRequest,
     LeaseSettled,
     Progress,
+    RepairChanged,
     Status,
     StatusRequest,
+    Subscribe,
+    SystemChanged,
     Tokens,
+    Topic,
+    TpuChanged,
     Usage,
+    WorkerChanged,
 )
+
+from .events import Events
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +58,20 @@ class SupervisorLink:
     """Leases and status. While the supervisor is away, requests wait for up to `patience_s`."""
 
     def __init__(
-        self, path: str, *, patience_s: float = 10.0, queue_s: float = 10.0, answer_s: float = 5.0
+        self,
+        path: str,
+        *,
+        patience_s: float = 10.0,
+        queue_s: float = 10.0,
+        answer_s: float = 5.0,
+        on_reloaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take."""
+        """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
+        `on_reloaded` is called when it has, or may have, read the owner's files again."""
         self._path, self._patience_s = path, patience_s
-        self._queue_s, self._answer_s = queue_s, answer_s
+        self._queue_s, self._answer_s, self._on_reloaded = queue_s, answer_s, on_reloaded
+        #: What happens to repairs and workers, for who listens.
+        self.events = Events()
         self._connection: Connection[Any] | None = None
         self._connected = asyncio.Event()
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
@@ -106,6 +128,30 @@ class SupervisorLink:
             self._leases.pop(request_id, None)
             self._on_queued.pop(request_id, None)
 
+    async def lease_invocations(
+        self, request_id: str, *, kind: str, model: str, invocations: int, avoid: str
+    ) -> LeaseGranted:
+        """Where a small model runs now; answered at once. Unavailable when nowhere, NotServed when there is no such model."""
+        connection = await self._reach()
+        answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
+        self._leases[request_id] = answer
+        try:
+            connection.post(
+                InvokeLease(
+                    request_id=request_id, kind=kind, model=model, invocations=invocations, avoid=avoid
+                )
+            )
+            async with asyncio.timeout(self._answer_s):
+                return await answer
+        except TimeoutError:
+            self.settle(request_id, Usage())
+            raise _stuck() from None
+        except asyncio.CancelledError:
+            self.settle(request_id, Usage())
+            raise
+        finally:
+            self._leases.pop(request_id, None)
+
     def settle(self, request_id: str, usage: Usage) -> None:
         """Gives a lease back. When the supervisor is away there is nothing to give: leases died with the connection."""
         if self._connection is not None:
@@ -154,7 +200,7 @@ class SupervisorLink:
         return self._connection
 
     async def _run(self) -> None:
-        said = ""
+        said, first = "", True
         while True:
             try:
                 connection = await connect(self._path, FromSupervisor, name="gateway")
@@ -167,6 +213,10 @@ class SupervisorLink:
             said = ""
             self._connection = connection
             self._connected.set()
+            connection.post(Subscribe(topics=[Topic.SYSTEM, Topic.REPAIR, Topic.WORKER, Topic.TPU]))
+            if not first:  # a supervisor that has started has read them too
+                self._on_reloaded()
+            first = False
             try:
                 while True:
                     self._take(await connection.receive())
@@ -185,8 +235,27 @@ class SupervisorLink:
                 if self._recent is not None and self._recent.done():
                     self._recent = None
 
-    def _take(self, message: LeaseQueued | LeaseGranted | Failure | Status) -> None:
+    def _take(
+        self,
+        message: LeaseQueued
+        | LeaseGranted
+        | Failure
+        | Status
+        | SystemChanged
+        | RepairChanged
+        | WorkerChanged
+        | TpuChanged
+        | EventsLost,
+    ) -> None:
         match message:
+            case SystemChanged(event=event):
+                if event == "reloaded":
+                    self._on_reloaded()
+            case EventsLost():
+                self._on_reloaded()  # it may have been among them
+                self.events.publish(message)
+            case RepairChanged() | WorkerChanged() | TpuChanged():
+                self.events.publish(message)
             case LeaseQueued(request_id=request_id, position=position):
                 if request_id in self._on_queued:
                     self._on_queued[request_id](position)
@@ -221,6 +290,7 @@ class WorkerLink:
     def __init__(self, connection: Connection[Any], name: str) -> None:
         self._connection, self._name = connection, name
         self._streams: dict[str, _Stream] = {}
+        self._invocations: dict[str, asyncio.Future[Invoked]] = {}
         self.alive = True
         self._task = asyncio.create_task(self._run(), name=f"worker link {name}")
 
@@ -228,21 +298,35 @@ class WorkerLink:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def generate(
+    def generate(
         self, request: Generate, on_text: Callable[[str], None], on_progress: Callable[[int, int], None]
-    ) -> Finished:
-        """One reply. GenerationFailed when the worker dies or its engine gives up."""
+    ) -> asyncio.Future[Finished]:
+        """Begins one reply, so that from now on `cancel` reaches it. GenerationFailed, at once or as its end, when the worker is
+        dead or dies, or when its engine gives up."""
         if not self.alive:
             raise _lost(self._name)
+        try:
+            self._connection.post(request)
+        except FrameError as error:
+            raise GenerationFailed(str(error)) from error
         stream = self._streams[request.request_id] = _Stream(on_text, on_progress)
+        stream.end.add_done_callback(lambda _: self._streams.pop(request.request_id, None))
+        return stream.end
+
+    async def invoke(self, request: Invoke) -> Invoked:
+        """Runs a small model. GenerationFailed when the worker dies or cannot do it."""
+        if not self.alive:
+            raise _lost(self._name)
+        answer: asyncio.Future[Invoked] = asyncio.get_running_loop().create_future()
+        self._invocations[request.request_id] = answer
         try:
             try:
                 self._connection.post(request)
             except FrameError as error:
-                raise GenerationFailed(str(error)) from error
-            return await stream.end
+                raise GenerationFailed(str(error), "bad_input") from error
+            return await answer
         finally:
-            self._streams.pop(request.request_id, None)
+            self._invocations.pop(request.request_id, None)
 
     def cancel(self, request_id: str) -> None:
         if self.alive and request_id in self._streams:
@@ -253,18 +337,18 @@ class WorkerLink:
             while True:
                 self._take(await self._connection.receive())
         except (Disconnected, FrameError) as error:
-            # One that was replaced or restarted in good order has no stream of ours any more.
-            log.log(
-                logging.WARNING if self._streams else logging.INFO, "lost worker %s: %s", self._name, error
-            )
+            # One that was replaced or restarted in good order has nothing of ours any more.
+            level = logging.WARNING if self._streams or self._invocations else logging.INFO
+            log.log(level, "lost worker %s: %s", self._name, error)
         finally:
             self.alive = False
             self._connection.abort()
-            for stream in self._streams.values():
-                if not stream.end.done():
-                    stream.end.set_exception(_lost(self._name))
+            ends: list[asyncio.Future[Any]] = [stream.end for stream in self._streams.values()]
+            for end in (*ends, *self._invocations.values()):
+                if not end.done():
+                    end.set_exception(_lost(self._name))
 
-    def _take(self, message: Tokens | Progress | Finished | Failure) -> None:
+    def _take(self, message: Tokens | Progress | Finished | Invoked | Failure) -> None:
         match message:
             case Tokens(items=items):
                 for request_id, text in items:
@@ -279,12 +363,46 @@ class WorkerLink:
                 stream = self._streams.get(request_id)
                 if stream is not None and not stream.end.done():
                     stream.end.set_result(message)
+            case Invoked(request_id=request_id):
+                answer = self._invocations.get(request_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            case Failure(code=code, message=text, request_id=request_id) if request_id in self._invocations:
+                answer = self._invocations[request_id]
+                if not answer.done():
+                    answer.set_exception(GenerationFailed(text, code))
             case Failure(code=code, message=text, request_id=request_id):
                 stream = self._streams.get(request_id)
                 if stream is not None and not stream.end.done():
                     stream.end.set_exception(GenerationFailed(text, code))
                 elif not request_id:
                     log.error("worker %s refused: %s", self._name, text)
+
+
+class WorkerLinks:
+    """The connections to workers, each made when it is first needed, and made anew when it was lost."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, WorkerLink] = {}
+        self._connecting = asyncio.Lock()
+
+    async def to(self, granted: LeaseGranted) -> WorkerLink:
+        """The one to the worker of a lease. GenerationFailed when nobody listens there."""
+        async with self._connecting:
+            link = self._links.get(granted.worker)
+            if link is None or not link.alive:
+                try:
+                    connection = await connect(granted.socket, FromWorker, name="gateway")
+                except WireError as error:
+                    raise GenerationFailed(
+                        f"worker {granted.worker} cannot be reached: {error}", WORKER_LOST
+                    ) from error
+                link = self._links[granted.worker] = WorkerLink(connection, granted.worker)
+            return link
+
+    async def close(self) -> None:
+        for link in self._links.values():
+            await link.close()
 
 
 def _refused(text: str, code: str) -> ChatError:

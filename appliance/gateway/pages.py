@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar, MediaType, Request, get
 
+from .embeddings import EmbeddingsRequest
 from .envelope import ChatRequest
 from .problems import MEANINGS, Problem
 
@@ -34,26 +35,40 @@ the first one was written to <code>admin.key</code> in the state folder. Errors 
 <code>coral-reef</code> and <code>bearer.KEY</code>.</p>
 <table>
 <tr><th>you send</th><td><code>chat</code> (the body of <code>POST /api/v1/chat</code>, and <code>stream</code>),
-<code>cancel {{request_id}}</code>, <code>ping</code></td></tr>
+<code>cancel {{request_id}}</code>, <code>ping</code>; as an administrator <code>subscribe {{channels: ["system"]}}</code> and
+<code>unsubscribe</code>, which are answered with <code>system {{event: "subscribed", data: {{channels}}}}</code></td></tr>
 <tr><th>you get</th><td><code>system {{event: "request_started", data: {{request_id, session_id}}}}</code>,
 <code>system {{event: "queued", data: {{request_id, position}}}}</code> while it waits (1 is the next),
 <code>system {{event: "progress", data: {{request_id, done, total}}}}</code> while a long conversation is read (tokens),
-<code>token {{content, request_id}}</code>, <code>done {{request_id, usage, finish_reason}}</code>,
+<code>token {{content, request_id}}</code>,
+<code>persona_emotion {{persona_id, emotion, intensity}}</code> before the end where a model tells,
+<code>done {{request_id, usage, finish_reason}}</code>,
 <code>error {{code, message, request_id}}</code>, <code>pong {{latency_ms}}</code></td></tr>
+<tr><th>of the channel system</th><td><code>system {{event: "repair", data: {{id, kind, subject, severity, since, what,
+advice, fix, gone}}}}</code> when something is wrong, changes, or is gone; <code>system {{event: "worker", data: {{name, state,
+...}}}}</code> (as in <code>/api/v1/system/status</code>) when a worker changes its state; <code>system {{event: "tpu",
+data: {{id, state, ...}}}}</code> (as in <code>/api/v1/system/tpus</code>) when a TPU does; <code>system {{event: "events_lost",
+data: {{count}}}}</code> in place of those that you were too slow for: ask for the status then</td></tr>
 </table>
 """
 
 
-#: The errors of each operation, beside 401 wherever a key is needed.
+#: What may become of any request below the application (see `protocols`).
+ERRORS_OF_ALL = (408, 431)
+
+#: The errors of each operation beside those, and 401 wherever a key is needed.
 ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/api/v1/chat"): (400, 404, 413, 502, 503),
     ("post", "/api/v1/chat/stream"): (400, 404, 413, 503),
     ("get", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
     ("delete", "/api/v1/chat/history/{session_id}"): (400, 404, 503),
+    ("post", "/api/v1/embeddings"): (400, 404, 413, 502, 503),
     ("get", "/api/v1/personas"): (),
     ("get", "/api/v1/system/status"): (503,),
     ("get", "/api/v1/system/models"): (503,),
     ("get", "/api/v1/system/repairs"): (503,),
+    ("get", "/api/v1/system/tpus"): (403, 503),
+    ("get", "/api/v1/system/tpus/{tpu_id}"): (400, 403, 404, 503),
     ("get", "/health"): (),
 }
 
@@ -63,12 +78,12 @@ def describe(app: Litestar) -> dict[str, Any]:
     unknown fields are refused, and knows of one error only, in a form of its own."""
     found = app.openapi_schema.to_schema()
     _, components = msgspec.json.schema_components(
-        [ChatRequest, Problem], ref_template="#/components/schemas/{name}"
+        [ChatRequest, EmbeddingsRequest, Problem], ref_template="#/components/schemas/{name}"
     )
     found["components"]["schemas"].update(components)
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
-            errors = [*ERRORS[method, path], *([401] if operation.get("security") else [])]
+            errors = [*ERRORS_OF_ALL, *ERRORS[method, path], *([401] if operation.get("security") else [])]
             kept = {status: each for status, each in operation["responses"].items() if status < "400"}
             operation["responses"] = kept | {str(status): _problem(status) for status in sorted(errors)}
     health = found["paths"]["/health"]["get"]["responses"]

@@ -42,8 +42,11 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 MEANINGS = {
     400: "the request is wrong; `errors` names the fields",
     401: "no API key, or one that is not valid",
-    404: "there is no such persona or session, or it is not yours",
+    403: "your API key may not do this",
+    404: "there is no such persona, session, model or TPU, or it is not yours",
+    408: "the request was not complete in time",
     413: "the body is too large",
+    431: "the request's line and headers are too large",
     502: "the worker died, or its engine gave up; ask again",
     503: "no place was free in time, or a part is being restarted; `Retry-After` says when to ask again",
 }
@@ -83,6 +86,7 @@ def of_http(_request: Request[Any, Any, Any], error: HTTPException) -> Response[
     codes = {
         400: "bad_request",
         401: "unauthorized",
+        403: "forbidden",
         404: "not_found",
         405: "method_not_allowed",
         413: "too_large",

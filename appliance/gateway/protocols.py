@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, cast
@@ -92,6 +93,16 @@ class _Watched(asyncio.Protocol):
             self._closed_at = self._closed_at or now
             if now - self._closed_at > CLOSE_S:
                 self.transport.abort()
+        elif not self.transport.is_reading() and _hung_up(self.transport):
+            self.transport.abort()
+
+
+def _hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the peer has ended the connection, which a transport that does not read (a second request waits for the answer to
+    the first) does not notice."""
+    peer = select.poll()
+    peer.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(peer.poll(0))
 
 
 class _Phase(Enum):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
-from litestar.exceptions import NotFoundException
+from litestar.exceptions import NotFoundException, PermissionDeniedException
 from litestar.params import JSONBody, Parameter
 from litestar.response import Stream
 
@@ -18,7 +18,17 @@ from appliance import __version__
 from appliance.chat.errors import ChatError, Unavailable
 from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
 from appliance.config.appliance import Chat as ChatSettings
-from appliance.wire.messages import FinishReason, ModelStatus, Repair, Sampling, Status, Usage
+from appliance.wire.messages import (
+    FinishReason,
+    Hotplug,
+    ModelStatus,
+    Repair,
+    Sampling,
+    Status,
+    Tpu,
+    Tray,
+    Usage,
+)
 
 from .auth import Caller
 from .envelope import ChatRequest, of_error, of_event
@@ -90,6 +100,14 @@ class ModelList(msgspec.Struct, frozen=True):
 
 class RepairList(msgspec.Struct, frozen=True):
     repairs: list[Repair]
+
+
+class TpuList(msgspec.Struct, frozen=True, kw_only=True):
+    """By tray and slot, those that are gone too. `hotplug`: how soon a change is noticed."""
+
+    tpus: list[Tpu]
+    trays: list[Tray]
+    hotplug: Hotplug
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,8 +198,8 @@ async def chat_stream(
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
-    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., then `done` or `error`. While a
-    long conversation is read, `system` with the event `progress` tells how far."""
+    """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., perhaps `persona_emotion`, then
+    `done` or `error`. While a long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
         question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
@@ -291,6 +309,36 @@ async def system_repairs(generator: NamedDependency[LeasedGenerator]) -> RepairL
     return RepairList((await generator.status()).repairs)
 
 
+def only_admins(request: CallerRequest) -> None:
+    """Refuses everybody else with 403."""
+    if not request.user.may_administer:
+        raise PermissionDeniedException("only an administrator's API key may see this")
+
+
+@get("/api/v1/system/tpus", summary="The Edge TPUs", tags=["system"])
+async def system_tpus(request: CallerRequest, generator: NamedDependency[LeasedGenerator]) -> TpuList:
+    """Every TPU with its place, state and temperature, and the trays of the tower. For administrators."""
+    only_admins(request)
+    status: Status = await generator.status()
+    return TpuList(tpus=status.tpus, trays=status.trays, hotplug=status.hotplug)
+
+
+TpuId = Annotated[str, Parameter(min_length=1, max_length=64, description="as /api/v1/system/tpus lists it")]
+
+
+@get("/api/v1/system/tpus/{tpu_id:str}", summary="One Edge TPU", tags=["system"])
+async def system_tpu(
+    request: CallerRequest, tpu_id: TpuId, generator: NamedDependency[LeasedGenerator]
+) -> Tpu:
+    """All that is known of one TPU. For administrators."""
+    only_admins(request)
+    status: Status = await generator.status()
+    for tpu in status.tpus:
+        if tpu.id == tpu_id:
+            return tpu
+    raise NotFoundException(f"no TPU {tpu_id!r}")
+
+
 @get("/health", summary="Whether a chat would be answered now", tags=["system"])
 async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health]:
     """200 when it would, 503 with the reason when not. Needs no key; for load balancers and monitors."""
@@ -311,4 +359,15 @@ async def health(generator: NamedDependency[LeasedGenerator]) -> Response[Health
     return Response(Health(status="ok", version=__version__))
 
 
-ROUTES = [chat, chat_stream, history, forget, personas, system_status, system_models, system_repairs]
+ROUTES = [
+    chat,
+    chat_stream,
+    history,
+    forget,
+    personas,
+    system_status,
+    system_models,
+    system_repairs,
+    system_tpus,
+    system_tpu,
+]

@@ -90,17 +90,28 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    paths: Paths, appliance: Appliance, listeners: Sequence[socket.socket], ready: Callable[[], None]
+    paths: Paths,
+    appliance: Appliance,
+    listeners: Sequence[socket.socket],
+    ready: Callable[[], None],
+    reloaded: Callable[[], None],
 ) -> None:
-    """Serves until SIGTERM, calling `ready` when it does; then lets replies end, for at most `gateway.drain_s`."""
-    await make_server(paths, appliance, listeners, ready).serve(sockets=list(listeners))
+    """Serves until SIGTERM, calling `ready` when it does; then lets replies end, for at most `gateway.drain_s`.
+
+    `reloaded` is called when the supervisor has read the owner's files again.
+    """
+    await make_server(paths, appliance, listeners, ready, reloaded).serve(sockets=list(listeners))
 
 
 def make_server(
-    paths: Paths, appliance: Appliance, listeners: Sequence[socket.socket], ready: Callable[[], None]
+    paths: Paths,
+    appliance: Appliance,
+    listeners: Sequence[socket.socket],
+    ready: Callable[[], None],
+    reloaded: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """The server of one gateway process, for `listeners`."""
-    app = create_app(paths, appliance)
+    app = create_app(paths, appliance, reloaded)
     drain_s = appliance.gateway.drain_s
     for listener in listeners:
         if listener.family == socket.AF_UNIX:

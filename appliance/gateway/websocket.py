@@ -1,9 +1,12 @@
-"""The WebSocket: `chat`, `cancel`, `ping` in; `system`, `token`, `done`, `error`, `pong` out; several replies at a time."""
+"""The WebSocket: `chat`, `cancel`, `ping` in; `system`, `token`, `persona_emotion`, `done`, `error`, `pong` out; several
+replies at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from litestar import WebSocket, websocket
@@ -11,21 +14,29 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from appliance.chat.errors import BadMessage, ChatError, Unavailable
+from appliance.chat.errors import BadMessage, ChatError, Forbidden, Unavailable
 from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.config.appliance import Chat as ChatSettings
+from appliance.identity.roles import Role
 
 from .auth import SUBPROTOCOL, Caller
 from .envelope import (
     CancelMessage,
+    Channel,
     ChatMessage,
     ChatRequest,
     PingMessage,
+    SubscribeMessage,
+    UnsubscribeMessage,
+    of_channels,
     of_error,
     of_event,
+    of_system_event,
     read_client_message,
     write,
 )
+from .events import Events, Listener
+from .generator import LeasedGenerator
 from .rest import question
 
 CallerSocket = WebSocket[Caller, None, Any]
@@ -46,11 +57,12 @@ RESTARTING = 1012
 class _Session:
     """One connection: its replies, and who may write to it."""
 
-    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings) -> None:
-        self._socket, self._chat, self._settings = socket, chat, settings
+    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings, events: Events) -> None:
+        self._socket, self._chat, self._settings, self._events = socket, chat, settings, events
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._channels: dict[Channel, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Takes messages until the client goes; its replies are cancelled then."""
@@ -61,12 +73,21 @@ class _Session:
         except WebSocketDisconnect:
             pass  # a client ends its connection when it likes
         finally:
-            stopping.cancel()
             for reply in self._replies.values():
                 reply.cancel()
-            for task in self._tasks:
+            ending = (stopping, *self._channels.values(), *self._tasks)
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    def _left(self, listener: Listener, _task: asyncio.Task[None]) -> None:
+        self._events.forget(listener)
+
+    async def _tell(self, listener: Listener) -> None:
+        """What happens to the appliance."""
+        with contextlib.suppress(WebSocketDisconnect):  # `run` hears of it too, and ends
+            while True:
+                await self._send(of_system_event(await listener.next()))
 
     async def _close_when_stopping(self) -> None:
         """When the server stops: no new replies, those under way may end, then the connection does."""
@@ -109,6 +130,27 @@ class _Session:
                     reply.cancel()
             case ChatMessage(payload=payload):
                 await self._chat_message(payload)
+            case SubscribeMessage(payload=payload):
+                await self._subscribe(payload.channels)
+            case UnsubscribeMessage(payload=payload):
+                for channel in payload.channels:
+                    if task := self._channels.pop(channel, None):
+                        task.cancel()
+                await self._send(of_channels(self._channels))
+
+    async def _subscribe(self, channels: list[Channel]) -> None:
+        if self._socket.user.role is not Role.ADMIN:
+            refused = Forbidden("the channel system is for administrators: use a key of that role")
+            await self._send(of_error(refused, None))
+            return
+        for channel in channels:
+            if channel not in self._channels:
+                # Begun before it is acknowledged: what happens from then on is heard.
+                listener = self._events.listen()
+                task = asyncio.create_task(self._tell(listener), name=f"channel {channel} of a WebSocket")
+                task.add_done_callback(partial(self._left, listener))
+                self._channels[channel] = task
+        await self._send(of_channels(self._channels))
 
     async def _chat_message(self, payload: ChatRequest) -> None:
         if len(self._tasks) >= REPLIES_LIMIT:
@@ -170,9 +212,12 @@ class _Session:
 
 @websocket("/ws")
 async def chat_socket(
-    socket: CallerSocket, chat_service: NamedDependency[Chat], chat_settings: NamedDependency[ChatSettings]
+    socket: CallerSocket,
+    chat_service: NamedDependency[Chat],
+    chat_settings: NamedDependency[ChatSettings],
+    generator: NamedDependency[LeasedGenerator],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, chat_settings).run()
+    await _Session(socket, chat_service, chat_settings, generator.events).run()

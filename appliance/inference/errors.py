@@ -11,6 +11,11 @@ InferenceError          `code` is what the client is told
 │   └── LibraryBusy     another process changes the library
 ├── ManifestBroken      a manifest that cannot be read
 ├── EngineFailed        the engine would not load, or said something unexpected
+├── LibraryUnusable     libedgetpu is not there, or crashes
+├── EdgeTpuFailed       a TPU that cannot be opened, or did not do what it was told
+│   └── EdgeTpuGone     it is not in the library's listing
+├── BadInput            a text or tensor that the model does not take
+├── NoDevice            nothing is left to run the model on
 ├── AdapterUnknown      an adapter that was not loaded with the model
 ├── PromptTooLong       the message alone does not fit the model's window
 └── TextTooLong         a text for an embedding or an emotion that is too long
@@ -65,6 +70,26 @@ class ManifestBroken(InferenceError):
 
 class EngineFailed(InferenceError):
     code = "engine_error"
+
+
+class LibraryUnusable(InferenceError):
+    code = "library_unusable"
+
+
+class EdgeTpuFailed(InferenceError):
+    code = "tpu_failed"
+
+
+class EdgeTpuGone(EdgeTpuFailed):
+    code = "tpu_gone"
+
+
+class BadInput(InferenceError):
+    code = "bad_input"
+
+
+class NoDevice(InferenceError):
+    code = "no_device"
 
 
 class AdapterUnknown(InferenceError):

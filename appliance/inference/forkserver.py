@@ -1,8 +1,8 @@
 """Forks workers from a process that has imported the engines and used none: `python -m appliance.inference.forkserver FD PARENT`.
 
 One thread, no event loop, so that a fork copies nothing that runs. FD is a socket to the supervisor: it sends `Spawn` with the
-worker's pipe, and hears `Spawned` and, when a worker ends, `Exited`. When the supervisor ends, so does the forkserver, and with
-it the workers.
+worker's pipe, and hears `Spawned` and, when a worker ends, `Exited`; a `Hello` is answered with one. When the supervisor ends,
+so does the forkserver, and with it the workers.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from appliance.wire.messages import (
 
 def serve(control: socket.socket) -> None:
     """Forks and reaps until the supervisor closes its end."""
-    from . import worker
+    from . import tensor_worker, worker
 
+    mains = {"text": worker.main, "tpu": tensor_worker.main, "cpu": tensor_worker.main}
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, _noted)
     # Ctrl-C and SIGTERM reach the whole group; the supervisor decides in which order things end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    decoder: Decoder[Spawn] = Decoder(ToForkserver)
-    control.sendall(encode(Hello(name="forkserver")))
+    decoder: Decoder[Spawn | Hello] = Decoder(ToForkserver)
+    hello = encode(Hello(name="forkserver"))
+    control.sendall(hello)
     while True:
         readable, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in readable:
@@ -53,8 +55,14 @@ def serve(control: socket.socket) -> None:
             data, descriptors, _, _ = socket.recv_fds(control, 65_536, 16)
             if not data:
                 return
-            for message, pipe in zip(decoder.feed(data), descriptors, strict=True):
-                pid = _fork(message.spec, pipe, control, (wake_read, wake_write), worker.main)
+            pipes = iter(descriptors)
+            for message in decoder.feed(data):
+                if isinstance(message, Hello):
+                    control.sendall(hello)
+                    continue
+                pipe = next(pipes)
+                main = mains[message.spec.kind]
+                pid = _fork(message.spec, pipe, control, (wake_read, wake_write), main)
                 os.close(pipe)
                 control.sendall(encode(Spawned(name=message.spec.name, pid=pid)))
 

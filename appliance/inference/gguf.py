@@ -43,7 +43,12 @@ _SCALARS = {**_INTEGERS, 6: "<f", 7: "<B", 12: "<d"}
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 
 #: The texts that anybody asks for; all others are passed over.
-_TEXTS = frozenset({"general.architecture", "general.name", "general.type", "tokenizer.chat_template"})
+_TEXTS = frozenset(
+    {"adapter.type", "general.architecture", "general.name", "general.type", "tokenizer.chat_template"}
+)
+
+#: An adapter that begins to work only after these tokens.
+_INVOCATION = "adapter.alora.invocation_tokens"
 
 #: ggml's types of tensors: name, elements of a block, bytes of a block (ggml.h, ggml-common.h).
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -129,12 +134,14 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True):
     """A file's own words. Texts are as they stand there: control characters are for whoever prints them.
 
     `context_tokens` is the window that the model was trained for, 0 when the file does not say; `parameters` counts the elements
-    of all tensors. `needed_bytes` is where the last tensor ends: a file that is shorter was not copied to its end.
+    of all tensors; `adapter` is `lora` or `alora` for a file of the kind `adapter`. `needed_bytes` is where the last tensor ends:
+    a file that is shorter was not copied to its end.
     """
 
     architecture: str
     name: str = ""
     kind: str = "model"
+    adapter: str = ""
     quantisation: str = ""
     context_tokens: int = 0
     parameters: int = 0
@@ -160,6 +167,14 @@ def read_gguf(path: Path) -> Gguf:
         return parse_gguf(file, size_bytes)
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a file by name, each with its size in every dimension, the fastest first. Errors as `read_gguf`."""
+    with opened(path) as (file, size_bytes):
+        reader = _Reader(file, size_bytes)
+        reader.gguf()
+        return reader.shapes
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file, buffered, and its size. GgufBroken for anything else: neither a FIFO nor a device may hold us up."""
@@ -183,6 +198,7 @@ class _Reader:
         self._file, self._size = file, size_bytes
         self._at = 0
         self._items = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def gguf(self) -> Gguf:
         magic = self._bytes(4, "magic")
@@ -237,6 +253,8 @@ class _Reader:
                 self._skip(struct.calcsize(_SCALARS[kind]), key)
             elif kind == _ARRAY:
                 self._array(key)
+                if key == _INVOCATION:
+                    values[key] = True
             else:
                 raise GgufBroken(f"{key[:100]!r} is of type {kind}, which GGUF has not")
         return values
@@ -258,19 +276,18 @@ class _Reader:
 
     def _tensors(self, count: int, alignment: int) -> tuple[int, Counter[str], int]:
         """Elements of all tensors, elements by type, and where the last one ends, counted from the first."""
-        seen: set[str] = set()
         types: Counter[str] = Counter()
         parameters = offset = end = 0
         for number in range(count):
             name = self._string(f"name of tensor {number + 1}", TENSOR_NAME_LIMIT_BYTES)
-            if name in seen:
+            if name in self.shapes:
                 raise GgufBroken(f"the tensor {name!r} is there twice")
-            seen.add(name)
             dimensions = self._count("<I", f"number of dimensions of {name!r}", DIMENSIONS_LIMIT)
             shape = [self._count("<Q", f"size of {name!r}", 2**63 - 1) for _ in range(dimensions)]
             kind = self._number("<I", name)
             if kind not in TENSOR_TYPES:
                 raise GgufBroken(f"the tensor {name!r} is of type {kind}, which the engine does not know")
+            self.shapes[name] = tuple(shape)
             label, block, block_bytes = TENSOR_TYPES[kind]
             elements = 1
             for length in shape:
@@ -358,6 +375,7 @@ def _described(
         architecture=architecture,
         name=text("general.name"),
         kind=text("general.type") or "model",
+        adapter="alora" if _INVOCATION in values else text("adapter.type"),
         quantisation=quantisation,
         context_tokens=number(f"{architecture}.context_length"),
         parameters=parameters,

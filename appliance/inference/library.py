@@ -31,8 +31,20 @@ from .errors import (
     NameTaken,
     NoSpace,
 )
-from .gguf import Gguf, opened, parse_gguf, read_gguf
-from .models import CHUNK_BYTES, SHIPPED, Entry, Manifest, Model, catalogue, read_manifest
+from .gguf import Gguf, opened, parse_gguf, read_gguf, read_shapes
+from .lora import ADAPTER, LORA, check_fits
+from .models import (
+    ADAPTERS_LIMIT,
+    CHUNK_BYTES,
+    SHIPPED,
+    Entry,
+    Manifest,
+    Model,
+    catalogue,
+    find,
+    read_manifest,
+    shipped,
+)
 
 #: A model's name, as `text.model` in appliance.toml takes it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -53,15 +65,16 @@ def add(
     source: Path,
     *,
     name: str = "",
+    base: str = "",
     replace: bool = False,
     sha256: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Model, Gguf]:
     """Copies `source` into the library and returns the new model with what its file says of itself.
 
-    `name` is the file's own when empty; `sha256` is what its publisher says, compared when given; `progress` is told (bytes
-    done, bytes in all). ModelRefused or one of its kinds, ModelCorrupt when the SHA-256 is another, OSError when a disk fails:
-    the library is then as it was.
+    `name` is the file's own when empty; `base` names the model that an adapter is for; `sha256` is what its publisher says,
+    compared when given; `progress` is told (bytes done, bytes in all). ModelRefused or one of its kinds, ModelCorrupt when the
+    SHA-256 is another, OSError when a disk fails: the library is then as it was.
     """
     name = name or default_name(source)
     if not NAME.fullmatch(name):
@@ -69,10 +82,14 @@ def add(
             f"{name!r} is no model's name: expected at most 128 letters, digits and any of . _ : / -, a letter or digit first"
         )
     with _source(source) as (file, size):
-        head = _usable(source, file, size)
+        head = _usable(source, file, size, base)
         with _locked(paths):
             entries = read_manifest(paths.models)
             _check_name(name, entries, replace=replace)
+            if base:
+                _check_adapter(paths, source, head, base)
+                if sum(each.base == base and each.name != name for each in entries) >= ADAPTERS_LIMIT:
+                    raise ModelRefused(f"{base} has {ADAPTERS_LIMIT} adapters already: remove one first")
             _sweep(paths.models, entries)
             _check_space(paths.models, size)
             partial = paths.models / f"{_plain(name)}{PARTIAL}"
@@ -86,7 +103,8 @@ def add(
                     raise ModelRefused(f"{source} changed while it was copied: try again")
                 entry = Entry(
                     name=name,
-                    kind="text",
+                    kind=ADAPTER if base else "text",
+                    base=base,
                     file=f"{_plain(name)}.{found[:16]}.gguf",
                     sha256=found,
                     size_bytes=size,
@@ -166,6 +184,8 @@ def remove(paths: Paths, name: str) -> Model:
             if name in known:
                 raise ModelRefused(f"{name} ships with Coral-Reef and cannot be removed")
             raise ModelUnknown(f"no model is called {name!r}; there are: {', '.join(sorted(known))}")
+        if (adapters := [each.name for each in entries if each.base == name]) and name not in shipped():
+            raise ModelRefused(f"{name} has adapters: remove {', '.join(sorted(adapters))} first")
         entries = [each for each in entries if each.name != name]
         _write_manifest(paths.models, entries)
         if all(each.file != entry.file for each in entries):
@@ -199,8 +219,8 @@ def _source(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         yield opened_file
 
 
-def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
-    """What the file says, when it is a whole model that can write replies."""
+def _usable(source: Path, file: BinaryIO, size: int, base: str) -> Gguf:
+    """What the file says, when it is a whole model that can write replies, or an adapter of `base`."""
     try:
         head = parse_gguf(file, size)
     except GgufBroken as error:
@@ -215,6 +235,16 @@ def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
             f"{source}: one of {head.parts} parts of a model: "
             "join them with llama.cpp's 'llama-gguf-split --merge' and add the whole"
         )
+    if head.kind == ADAPTER:
+        if not base:
+            raise ModelRefused(f"{source}: an adapter: say which model it is for, with --for MODEL")
+        if head.adapter != LORA:
+            raise ModelRefused(
+                f"{source}: an adapter of type {head.adapter[:60]!r}: the engine here runs {LORA!r}"
+            )
+        return head
+    if base:
+        raise ModelRefused(f"{source}: a model of its own, no adapter: add it without --for")
     if head.kind != "model":
         raise ModelRefused(f"{source}: not a model of its own but of type {head.kind[:60]!r}")
     if not head.tensors:
@@ -222,6 +252,22 @@ def _usable(source: Path, file: BinaryIO, size: int) -> Gguf:
     if not head.causal:
         raise ModelRefused(f"{source}: reads texts and cannot write any ({head.architecture[:60]})")
     return head
+
+
+def _check_adapter(paths: Paths, source: Path, head: Gguf, base: str) -> None:
+    """An adapter that the engine could not load would keep it from loading the model."""
+    model = find(paths, base)
+    if model.entry.kind != "text":
+        raise ModelRefused(f"{base} is no model that writes replies: {source} cannot be an adapter of it")
+    architecture = read_gguf(model.path).architecture
+    if head.architecture != architecture:
+        raise ModelRefused(
+            f"{source}: made for a {head.architecture[:60]} model, and {base} is a {architecture[:60]}"
+        )
+    try:
+        check_fits(read_shapes(source), read_shapes(model.path))
+    except ModelRefused as error:
+        raise ModelRefused(f"{source}: {error} ({base})") from None
 
 
 def _check_name(name: str, entries: list[Entry], *, replace: bool) -> None:

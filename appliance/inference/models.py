@@ -28,6 +28,9 @@ MANIFEST_LIMIT_BYTES = 1024 * 1024
 #: only when its last change is longer ago than this.
 SETTLED_NS = 3_000_000_000
 
+#: Adapters that a worker loads with its model; all of them are named in one frame.
+ADAPTERS_LIMIT = 16
+
 CHUNK_BYTES = 1024 * 1024
 
 #: Called with the bytes done so far.
@@ -37,7 +40,8 @@ Progress = Callable[[int], None]
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model in a manifest. `file` lies beside the manifest; `context_tokens` is the window it was trained for.
 
-    `twin` is empty, or this is a model compiled for Edge TPUs, made from the model of that name with the SHA-256 `twin_sha256`.
+    An adapter, of the kind `adapter`, changes the model `base`. `twin` is empty, or this is a model compiled for Edge TPUs, made
+    from the model of that name with the SHA-256 `twin_sha256`.
     """
 
     name: str = msgspec.field()
@@ -47,6 +51,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     size_bytes: int
     context_tokens: int = 0
     description: str = ""
+    base: str = ""
     twin: str = ""
     twin_sha256: str = ""
 
@@ -141,6 +146,15 @@ def find(paths: Paths, name: str) -> Model:
         known = ", ".join(sorted(models)) or "none"
         raise ModelUnknown(f"no model is called {name!r}; there are: {known}")
     return models[name]
+
+
+def adapters_of(paths: Paths, name: str) -> list[Model]:
+    """The adapters of a model, the first ADAPTERS_LIMIT by name; none while a manifest cannot be read."""
+    try:
+        found = catalogue(paths)
+    except ManifestBroken:
+        found = shipped()
+    return [found[each] for each in sorted(found) if found[each].entry.base == name][:ADAPTERS_LIMIT]
 
 
 def digest(path: Path, progress: Progress | None = None) -> str:

@@ -12,9 +12,10 @@ import importlib.metadata
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from appliance.wire.messages import EngineBuild, Finished, FinishReason, Generat
 
 from . import prefill
 from .errors import AdapterUnknown, EngineFailed, PromptTooLong
+from .gguf import read_gguf, read_shapes
+from .lora import write_null
 
 #: An answer of the engine's own HTTP side takes about a millisecond; a hang there is a bug, not a load.
 ENGINE_TIMEOUT_S = 30.0
@@ -33,12 +36,8 @@ TEMPLATE_TOKENS_PER_TURN = 16
 TEMPLATE_TOKENS = 128
 
 
-class _Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
 class _Choice(msgspec.Struct, frozen=True):
-    delta: _Delta
+    text: str = ""
     finish_reason: str | None = None
 
 
@@ -66,7 +65,7 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class _Chunk(msgspec.Struct, frozen=True):
-    """The parts that matter of a chunk of `/v1/chat/completions`."""
+    """The parts that matter of a chunk of `/v1/completions`: progress of the prompt, a token, or the end with the usage."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -102,6 +101,12 @@ def _installed_build() -> EngineBuild:
 _BUILD = _installed_build()
 
 
+def _adapter(xllamacpp: Any, path: Path) -> Any:
+    info = xllamacpp.CommonAdapterLoraInfo()
+    info.path, info.scale = str(path), 0.0
+    return info
+
+
 def engine_build() -> EngineBuild:
     """Which build of the engine this process has. Uses the engine: never to be called before a fork."""
     import xllamacpp
@@ -123,8 +128,10 @@ class TextEngine:
         context_tokens: int,
         batch_tokens: int,
         cache_mib: int,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        """`batch_tokens` 0: measured, so that a step takes at most 250 ms (see `prefill`); else at least `slots`."""
+        """`adapters` by name: EngineFailed when one does not fit the model. `batch_tokens` 0: measured, so that a step takes at
+        most 250 ms (see `prefill`); else at least `slots`."""
         import xllamacpp
 
         self._socket = str(folder / "engine.sock")
@@ -143,15 +150,22 @@ class TextEngine:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.ui = False
-        # No tools are offered yet, so nothing is to be parsed out of the text; that parser reads a reply again at each token.
+        # The chat template writes prompts, nothing is to be parsed out of the replies.
         params.force_pure_content_parser = True
         params.verbosity = -1
         #: Calls back from the engine, and the seconds between two of one reply (a running mean): threads race for them, which
         #: costs a count now and then and no harm, since only their growth matters.
         self.steps = 0
         self.pace_s = 0.0
-        #: Names of the adapters that were loaded with the model: none yet, the manifest names none.
-        self.adapters: tuple[str, ...] = ()
+        #: Names of the adapters that were loaded with the model. In the engine the last one is that of zeros: see `lora`.
+        self.adapters = tuple(adapters)
+        if adapters:
+            first = next(iter(adapters.values()))
+            null = folder / "null.gguf"
+            write_null(read_shapes(first), read_gguf(first).architecture, null)
+            params.lora_adapters = [_adapter(xllamacpp, path) for path in (*adapters.values(), null)]
+            params.lora_init_without_apply = True
+            params.cache_ram_mib = 0  # the memory of prompts seen before does not tell adapters apart
         self._server: Any = None
         self._load(params, max(batch_tokens or prefill.LARGEST, slots))
         properties = self._get("/props")
@@ -185,11 +199,12 @@ class TextEngine:
         moment says nothing of the model."""
         words = min(prefill.STEPS * self.batch_tokens, self.context_tokens // 2)
         body = {
-            "messages": [{"role": "user", "content": "tide " * words}],
+            "prompt": "tide " * words,
             "stream": True,
             "return_progress": True,
             "max_tokens": 1,
             "cache_prompt": False,
+            **self._scales(""),
         }
         parallel = min(threads, available_cores())
         began = time.monotonic()
@@ -202,7 +217,7 @@ class TextEngine:
             return len(seen) > 1 and time.monotonic() - began > prefill.MEASURE_S
 
         try:
-            self._server.handle_chat_completions(_json.encode(body), take)
+            self._server.handle_completions(_json.encode(body), take)
         except RuntimeError as error:
             raise EngineFailed(f"the engine refused the request: {error}") from error
         steps = [
@@ -220,7 +235,7 @@ class TextEngine:
         progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Finished:
         """Writes one reply: calls `emit` with each piece of text and `progress` with the tokens of the prompt that were read, of
-        how many; asks `cancelled` between tokens and prompt steps.
+        how many; asks `cancelled` after each token and each step of the prompt.
 
         Blocks. AdapterUnknown when the request's was not loaded (the engine would ignore it); PromptTooLong when the newest
         message does not fit; EngineFailed when the engine gives up.
@@ -230,7 +245,10 @@ class TextEngine:
         sampling = request.sampling
         turns = self._fit(list(request.turns), sampling.max_tokens)
         body: dict[str, object] = {
-            "messages": turns,
+            # Not `messages`: of a chat completion the engine says nothing at tokens without text (those that are not shown, and
+            # text that may become a stop string), and a reply of them could neither be cancelled nor told from a stall. Of a
+            # completion it is silent only in the middle of a character.
+            "prompt": self._post("/apply-template", {"messages": turns})["prompt"],
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_progress": True,
@@ -239,6 +257,7 @@ class TextEngine:
             "top_p": sampling.top_p,
             "stop": sampling.stop,
             "cache_prompt": True,
+            **self._scales(request.adapter),
             # Never `id_slot`: with the prompt cache on, two sessions pinned to one slot overwrite each other's KV.
         }
         if sampling.seed is not None:
@@ -262,22 +281,22 @@ class TextEngine:
                 failure = chunk.error
                 return True
             for choice in chunk.choices:
-                if choice.delta.content:
-                    written += 1
-                    emit(choice.delta.content)
+                if choice.text:
+                    emit(choice.text)
                 reason = choice.finish_reason or reason
+            if chunk.usage is not None:
+                usage = chunk.usage
+                return False
             if chunk.prompt_progress is not None:
                 reading = chunk.prompt_progress
                 progress(reading.processed, reading.total)
-            if chunk.usage is not None:
-                usage = chunk.usage
-            elif cancelled():
-                stopped = True
-                return True
-            return False
+            else:
+                written += 1
+            stopped = cancelled()
+            return stopped
 
         try:
-            self._server.handle_chat_completions(_json.encode(body), take)
+            self._server.handle_completions(_json.encode(body), take)
         except RuntimeError as error:
             raise EngineFailed(f"the engine refused the request: {error}") from error
         if failure is not None:
@@ -303,6 +322,13 @@ class TextEngine:
                 cached_tokens=usage.prompt_tokens_details.cached_tokens,
             ),
         )
+
+    def _scales(self, adapter: str) -> dict[str, object]:
+        """What says that this adapter is used and no other; empty for the one of zeros."""
+        if not self.adapters:
+            return {}
+        number = self.adapters.index(adapter) if adapter else len(self.adapters)
+        return {"lora": [{"id": number, "scale": 1.0}]}
 
     def count(self, turns: list[Turn]) -> int:
         """Tokens of a conversation in the model's chat template, the reply's opening included."""

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import time
@@ -43,6 +42,9 @@ from appliance.wire.messages import (
 
 from . import models
 from .errors import InferenceError
+from .gguf import read_shapes
+from .listener import listen, own_folder
+from .lora import ADAPTER, check_fits
 from .text import TextEngine, engine_build
 
 log = logging.getLogger(__name__)
@@ -232,7 +234,7 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     set_up_logging(f"worker {spec.name}")
     began = time.monotonic()
     try:
-        engine, listener = _load(spec)
+        engine, listener, refused = _load(spec)
     except InferenceError as error:
         os.write(pipe, encode(WorkerFailed(code=error.code, message=str(error)[:4096])))
         return 1
@@ -241,6 +243,7 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         load_s=time.monotonic() - began,
         engine=engine_build(),
         adapters=list(engine.adapters),
+        refused=refused,
         batch_tokens=engine.batch_tokens,
         step_s=engine.step_s,
     )
@@ -260,8 +263,8 @@ def main(spec: WorkerSpec, pipe: int) -> int:
     return 0
 
 
-def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
-    """The engine with its verified model, and a listening socket."""
+def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket, dict[str, str]]:
+    """The engine with its verified model, a listening socket, and the adapters that were left out, each with the reason."""
     path = Path(spec.model_path)
     entry = models.Entry(
         name=spec.model,
@@ -271,22 +274,39 @@ def _load(spec: WorkerSpec) -> tuple[TextEngine, socket.socket]:
         size_bytes=spec.model_size_bytes,
     )
     models.verify(models.Model(entry=entry, path=path, shipped=False))
-    # Ours and empty: an engine does not load over a socket that a predecessor left.
-    folder = Path(spec.folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    adapters, refused = _adapters(spec)
     engine = TextEngine(
         path,
-        folder,
+        own_folder(spec),
         slots=spec.slots,
         threads=spec.threads,
         context_tokens=spec.context_tokens,
         batch_tokens=spec.batch_tokens,
         cache_mib=spec.cache_mib,
+        adapters=adapters,
     )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    Path(spec.socket).unlink(missing_ok=True)
-    listener.bind(spec.socket)
-    Path(spec.socket).chmod(0o660)
-    listener.listen(64)
-    return engine, listener
+    return engine, listen(spec), refused
+
+
+def _adapters(spec: WorkerSpec) -> tuple[dict[str, Path], dict[str, str]]:
+    """Those that are what the manifest says and fit the model, and why the others are not: they must not keep it from loading."""
+    usable: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for adapter in spec.adapters:
+        path = Path(adapter.path)
+        entry = models.Entry(
+            name=adapter.name,
+            kind=ADAPTER,
+            file=path.name,
+            sha256=adapter.sha256,
+            size_bytes=adapter.size_bytes,
+        )
+        try:
+            models.verify(models.Model(entry=entry, path=path, shipped=False))
+            check_fits(read_shapes(path), read_shapes(Path(spec.model_path)))
+        except (InferenceError, OSError) as error:
+            refused[adapter.name] = str(error)[:1024]
+            log.error("without the adapter %s: %s", adapter.name, error)
+        else:
+            usable[adapter.name] = path
+    return usable, refused

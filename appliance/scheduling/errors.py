@@ -6,6 +6,7 @@ SchedulingError         `code` is what the client is told
 ├── UnknownModel        no worker is kept for that model
 ├── UnknownAdapter      no worker of the model has that adapter
 ├── NothingServed       no worker is kept for any model
+├── NoWorker            a worker is kept for the model, and none is ready
 └── Draining            the appliance is stopping
 """
 
@@ -38,7 +39,8 @@ class UnknownModel(SchedulingError):
     code = "unknown_model"
 
     def __init__(self, model: str, known: Iterable[str]) -> None:
-        super().__init__(f"no worker serves the model {model!r}; there are: {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"no worker serves the model {model!r}; there are: {names}")
 
 
 class UnknownAdapter(SchedulingError):
@@ -52,6 +54,11 @@ class UnknownAdapter(SchedulingError):
 class NothingServed(SchedulingError):
     def __init__(self) -> None:
         super().__init__("no model is served; `coral-reef status` says why")
+
+
+class NoWorker(SchedulingError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"no worker is ready to run {model}; try again in a moment")
 
 
 class Draining(SchedulingError):

@@ -95,7 +95,8 @@ class Conversations:
         """A new session without messages and without a title. UnstorableText."""
         now = self._now_ms()
         session = Session(
-            id=secrets.token_urlsafe(SESSION_ID_BYTES),
+            # With a beginning of its own: one of 64 would begin with `-`, and be an option where a command takes it.
+            id=f"ses-{secrets.token_urlsafe(SESSION_ID_BYTES)}",
             owner=require_storable(owner, "owner"),
             persona_id=require_storable(persona_id, "persona's id"),
             title="",

@@ -14,6 +14,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 ROOT = Path("/sys/fs/cgroup")
+VMSTAT = Path("/proc/vmstat")
 CONTROLLERS = ("cpu", "memory", "pids")
 
 #: Inference gives way to the processes that keep the appliance reachable (100 is everybody's default).
@@ -40,12 +41,16 @@ class Group:
         return self._all_oom_kills() - self._oom_kills_before
 
     def _all_oom_kills(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self.folder / "memory.events").read_text("ascii").splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count)
-        return 0
+        return _oom_kills(self.folder / "memory.events")
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """From now on; 0 is no limit. OSError when the kernel refuses; nothing happens where memory is not counted."""
+        if not (self.folder / "memory.max").exists():
+            return
+        (self.folder / "memory.max").write_text(str(limit_bytes) if limit_bytes else "max", "ascii")
+        # Swapping out a worker would only make it slow, which looks like a stall.
+        with contextlib.suppress(OSError):  # a kernel without swap accounting
+            (self.folder / "memory.swap.max").write_text("0" if limit_bytes else "max", "ascii")
 
     def close(self) -> None:
         """Removes the group; one that still has processes stays until the service stops."""
@@ -94,12 +99,9 @@ class Groups:
         folder = self._own / f"worker-{name}"
         try:
             folder.mkdir(exist_ok=True)
+            group = Group(folder)
+            group.limit_memory(memory_limit_bytes)
             if "memory" in self.controllers:
-                limit = str(memory_limit_bytes) if memory_limit_bytes else "max"
-                (folder / "memory.max").write_text(limit, "ascii")
-                # Swapping out a worker would only make it slow, which looks like a stall.
-                with contextlib.suppress(OSError):  # a kernel without swap accounting
-                    (folder / "memory.swap.max").write_text("0" if memory_limit_bytes else "max", "ascii")
                 (folder / "memory.oom.group").write_text("1", "ascii")
             if "cpu" in self.controllers:
                 (folder / "cpu.weight").write_text(str(WORKER_CPU_WEIGHT), "ascii")
@@ -108,7 +110,22 @@ class Groups:
         except OSError as error:
             log.warning("worker %s gets no control group: %s", name, error)
             return None
-        return Group(folder)
+        return group
+
+
+def machine_oom_kills() -> int:
+    """How often the kernel ended a process of this machine for want of memory, in whatever group; 0 if it does not say."""
+    return _oom_kills(VMSTAT)
+
+
+def _oom_kills(path: Path) -> int:
+    """The line `oom_kill` of memory.events or of /proc/vmstat: cgroups(7), proc(5)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text("ascii").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def _delegated(root: Path) -> Path | None:

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from appliance.devices.errors import DevicesError
 from appliance.inference.errors import InferenceError
-from appliance.scheduling.errors import SchedulingError
+from appliance.scheduling.errors import Draining, SchedulingError
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.lines import Lease, Request
-from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError
-from appliance.wire.frames import Connection
+from appliance.wire.errors import BadMessage, Disconnected, FrameError, PeerRefused, VersionError, WireError
+from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Done,
     EventsLost,
     Failure,
+    FromSupervisor,
+    InvokeLease,
     LeaseGranted,
     LeaseQueued,
     LeaseRequest,
@@ -35,12 +39,14 @@ from appliance.wire.messages import (
     Subscribe,
     Topic,
     ToSupervisor,
+    TpuQuarantine,
+    TpuReset,
     WorkerRestart,
     failure,
     protocol_failure,
 )
 
-from .errors import RequestFailed
+from .errors import RequestFailed, SubsystemDead
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +75,18 @@ EVENTS_RETRY_S = 0.25
 
 
 class Orders(Protocol):
-    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed
-    or InferenceError."""
+    """What a peer may tell the supervisor to do. Each returns a sentence or the message to answer with, or raises RequestFailed,
+    InferenceError or DevicesError."""
 
     async def reload(self) -> str: ...
 
     async def restart_worker(self, name: str) -> str: ...
 
     async def fix(self, repair_id: str) -> str: ...
+
+    async def reset_tpu(self, tpu_id: str) -> str: ...
+
+    async def quarantine_tpu(self, tpu_id: str) -> str: ...
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded: ...
 
@@ -131,6 +141,7 @@ class ControlSocket:
         self,
         path: Path,
         leases: LeaseTable,
+        invocations: InvokeLeases,
         *,
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
@@ -139,6 +150,7 @@ class ControlSocket:
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
+        self._invocations, self._draining = invocations, False
         self._orders, self._why_none_is_ready = orders, why_none_is_ready
         self.queue_timeout_s = queue_timeout_s
         self._subscribers: dict[Connection[Message], Subscriber] = {}
@@ -160,6 +172,18 @@ class ControlSocket:
         listener.bind(str(self._path))
         self._path.chmod(0o660)
         self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+
+    async def prove(self) -> None:
+        """Returns when it has answered as it answers anybody. SubsystemDead when it does not take a connection."""
+        try:
+            asking = await connect(str(self._path), FromSupervisor, name="supervisor")
+            try:
+                await asking.send(StatusRequest())
+                await asking.receive()
+            finally:
+                asking.abort()
+        except WireError as error:
+            raise SubsystemDead(f"the control socket does not answer: {error}") from error
 
     async def close(self) -> None:
         """Ends all connections and the socket."""
@@ -202,12 +226,17 @@ class ControlSocket:
 
     async def idle(self, worker: str = "") -> None:
         """Returns when no lease runs, or none of that worker."""
-        while self._leases.leases_of(worker) if worker else self._leases.leases:
+        while self._owed(worker):
             self._settled.clear()
             await self._settled.wait()
 
+    def _owed(self, worker: str) -> int:
+        tables = self._leases, self._invocations
+        return sum(each.leases_of(worker) if worker else each.leases for each in tables)
+
     def drain(self) -> None:
         """Refuses what waits; from now on nothing is granted."""
+        self._draining = True
         for request in self._leases.drain():
             assert isinstance(request.owner, Connection)
             self._waits_no_more(request.owner, request.request_id)
@@ -242,6 +271,7 @@ class ControlSocket:
             for key in [key for key in self._waiting if key[0] is peer]:
                 self._waits_no_more(*key)
             self.granted(self._leases.owner_gone(peer))
+            self._invocations.owner_gone(peer)
             self._settled.set()
             await peer.close()
 
@@ -261,6 +291,9 @@ class ControlSocket:
                     self._tell_places_in(PLACE_PATIENCE_S)
                 self.granted(granted)
             case LeaseSettled(request_id=request_id, prompt_tokens=prompt, completion_tokens=completion):
+                if self._invocations.settle(peer, request_id):
+                    self._settled.set()
+                    return
                 self._waits_no_more(peer, request_id)
                 if self._leases.is_leased(peer, request_id):
                     self.requests += 1
@@ -268,6 +301,8 @@ class ControlSocket:
                     self.completion_tokens += completion
                 self.granted(self._leases.settle(peer, request_id))
                 self._settled.set()
+            case InvokeLease():
+                self._lease_invocations(peer, message)
             case StatusRequest():
                 self._tell(peer, self._status())
             case Subscribe(topics=topics):
@@ -280,11 +315,42 @@ class ControlSocket:
                 self._carry_out(peer, request_id, self._orders.restart_worker(name))
             case RepairFix(request_id=request_id, id=repair_id):
                 self._carry_out(peer, request_id, self._orders.fix(repair_id))
+            case TpuReset(request_id=request_id, id=tpu_id):
+                self._carry_out(peer, request_id, self._orders.reset_tpu(tpu_id))
+            case TpuQuarantine(request_id=request_id, id=tpu_id):
+                self._carry_out(peer, request_id, self._orders.quarantine_tpu(tpu_id))
             case ModelLoad(request_id=request_id):
                 order = self._orders.load_model(message, lambda progress: self._tell(peer, progress))
                 self._carry_out(peer, request_id, order)
             case _:
                 raise BadMessage(f"{type(message).__name__} is nothing that the supervisor takes")
+
+    def _lease_invocations(self, peer: Connection[Message], message: InvokeLease) -> None:
+        try:
+            if self._draining:
+                raise Draining
+            worker, model = self._invocations.request(
+                peer,
+                message.request_id,
+                kind=message.kind,
+                model=message.model,
+                invocations=message.invocations,
+                avoid=message.avoid,
+            )
+        except SchedulingError as error:
+            self._tell(peer, failure(error.code, error, message.request_id))
+            return
+        path, _ = self._socket_of(worker)
+        self._tell(
+            peer,
+            LeaseGranted(
+                request_id=message.request_id,
+                lease_id=message.request_id,
+                worker=worker,
+                socket=path,
+                model=model,
+            ),
+        )
 
     def _carry_out(
         self, peer: Connection[Message], request_id: str, order: Coroutine[None, None, str | Message]
@@ -295,7 +361,7 @@ class ControlSocket:
             answer: str | Message
             try:
                 answer = await order
-            except (RequestFailed, InferenceError) as error:
+            except (RequestFailed, InferenceError, DevicesError) as error:
                 log.warning("not done: %s", error)
                 answer = Failure(code=error.code, message=str(error)[:4096], request_id=request_id)
             self._tell(

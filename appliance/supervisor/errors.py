@@ -3,6 +3,7 @@
 SupervisorError
 ├── AlreadyRunning      another supervisor holds the state folder
 ├── ForkserverFailed    the forkserver ended or would not start
+├── SubsystemDead       a part of the supervisor does not do its work any more
 └── RequestFailed       what a peer asked for cannot be done; `code` is what it is told
     ├── NoSuchWorker, NoSuchRepair
     ├── NotFixable      a repair that only the owner can see to
@@ -23,6 +24,10 @@ class AlreadyRunning(SupervisorError):
 
 class ForkserverFailed(SupervisorError):
     """No worker can be started."""
+
+
+class SubsystemDead(SupervisorError):
+    """Only a new supervisor helps."""
 
 
 class RequestFailed(SupervisorError):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -41,6 +42,9 @@ SUPERVISORS_OWN = frozenset(
 #: Importing the engines takes a third of a second on an idle core; a minute means that something is wrong.
 START_TIMEOUT_S = 60.0
 
+#: It answers in a millisecond, however many workers there are; one that has not for this long hangs.
+SILENCE_LIMIT_S = 15.0
+
 
 class Forkserver:
     """One forkserver at a time. `on_exit(pid, status)` is called for each worker that ended."""
@@ -53,6 +57,7 @@ class Forkserver:
         self._spawned: dict[str, asyncio.Future[int]] = {}
         self._alive: set[int] = set()
         self._lock = asyncio.Lock()
+        self._asked_at: float | None = None
 
     async def spawn(self, spec: WorkerSpec, pipe: int) -> int:
         """Forks a worker that owns the write end `pipe`; returns its process id. ForkserverFailed when there is none to ask."""
@@ -77,6 +82,20 @@ class Forkserver:
         self._forget()
         if process is not None:
             await asyncio.to_thread(process.wait)
+
+    def look_after(self) -> None:
+        """Asks it for a sign of life, and ends one that owes it for too long: its workers end with it, and their keepers ask for
+        others. Called every few seconds."""
+        if self._process is None or self._socket is None or self._ready is None or not self._ready.done():
+            return
+        now = asyncio.get_running_loop().time()
+        if self._asked_at is None:
+            self._asked_at = now
+            with contextlib.suppress(OSError):  # it has ended, which is on the way to us
+                self._socket.send(encode(Hello(name="supervisor")))
+        elif now - self._asked_at > SILENCE_LIMIT_S:
+            log.error("the forkserver has not answered for %.0f s: killing it", now - self._asked_at)
+            self._process.kill()
 
     async def _ensure(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -108,6 +127,7 @@ class Forkserver:
         for message in messages:
             match message:
                 case Hello():
+                    self._asked_at = None
                     if self._ready is not None and not self._ready.done():
                         self._ready.set_result(None)
                 case Spawned(name=name, pid=pid):
@@ -145,6 +165,12 @@ class Forkserver:
                 with contextlib.suppress(asyncio.InvalidStateError):
                     answer.set_exception(error)
         self._process = None
+        self._asked_at = None
+
+
+def _groups_of(user: str) -> list[int]:
+    """The groups that give the workers' user its devices: plugdev and apex, on a tower."""
+    return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
 
 
 def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -167,6 +193,6 @@ def _launch() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             env={name: value for name, value in os.environ.items() if name not in SUPERVISORS_OWN},
             user=user,
             group=user,
-            extra_groups=[] if user else None,
+            extra_groups=_groups_of(user) if user else None,
         )
     return ours, process

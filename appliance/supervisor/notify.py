@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sdnotify import SystemdNotifier
 
 from appliance.process import watchdog_period_s
+
+from .errors import SubsystemDead
+
+log = logging.getLogger(__name__)
+
+#: How often the subsystems are looked at when no watchdog says how often.
+LOOK_PERIOD_S = 5.0
 
 #: How much more time a stop asks for, and asks again long before it is over: enough for workers to end after the replies have.
 EXTENSION_S = 20.0
@@ -52,12 +60,24 @@ class Notify:
         self._tell("WATCHDOG=1")
 
 
-async def feed_watchdog(notify: Notify, alive: Callable[[], bool]) -> None:
-    """Pings for as long as `alive` says so: a loop that hangs, or a subsystem that died, lets systemd restart us."""
-    period_s = watchdog_period_s()
-    while period_s is not None and alive():
-        notify.watchdog()
-        await asyncio.sleep(period_s)
+async def feed_watchdog(notify: Notify, prove: Callable[[], Awaitable[None]]) -> None:
+    """Pings each time that `prove` has shown, within half of what systemd waits, that every subsystem lives; until cancelled.
+
+    A loop that hangs, or a subsystem that died (`prove` raises SubsystemDead), lets systemd restart us.
+    """
+    period_s = watchdog_period_s() or LOOK_PERIOD_S
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        try:
+            async with asyncio.timeout(period_s):
+                await prove()
+            notify.watchdog()
+        except TimeoutError:
+            log.error("a part of the supervisor has not answered within %.1f s", period_s)
+        except SubsystemDead as error:
+            log.error("%s", error)
+        await asyncio.sleep(max(0.0, began + period_s - loop.time()))
 
 
 async def extend_timeout(notify: Notify) -> None:

@@ -25,6 +25,19 @@ class Kind(StrEnum):
     CONFIGURATION_WARNING = "configuration_warning"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
+    ADAPTER_UNUSABLE = "adapter_unusable"
+    MODEL_ASTRAY = "model_astray"
+    MODELS_NOT_COMPILED = "models_not_compiled"
+    SMALL_MODEL_UNUSABLE = "small_model_unusable"
+    TPU_LIBRARY = "tpu_library"
+    TPU_BOOT_LOADER = "tpu_boot_loader"
+    TPU_DRIVER = "tpu_driver"
+    TPU_HOT = "tpu_hot"
+    TPU_NODE = "tpu_node"
+    TPU_OFF_THE_BUS = "tpu_off_the_bus"
+    TPU_PERMISSION = "tpu_permission"
+    TPU_QUARANTINED = "tpu_quarantined"
+    TRAY_IDENTITY = "tray_identity"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -57,6 +70,71 @@ SORTS: dict[Kind, Sort] = {
         "('coral-reef model load NAME'; 'coral-reef model list' shows them).",
         "starts the worker again",
     ),
+    Kind.ADAPTER_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the adapter again ('coral-reef model add FILE --for MODEL --name NAME --replace') or remove it "
+        "('coral-reef model remove NAME'), then 'coral-reef model load MODEL'. The model itself is not affected.",
+    ),
+    Kind.MODEL_ASTRAY: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' again, or add the model that it was compiled from. Until then that one runs on the CPU, "
+        "if it is there.",
+    ),
+    Kind.SMALL_MODEL_UNUSABLE: Sort(
+        Severity.ERROR,
+        "Add the model again, or install Coral-Reef again; what was compiled for TPUs is made again by 'make models-tpu'. "
+        "Conversations go on without it.",
+    ),
+    Kind.MODELS_NOT_COMPILED: Sort(
+        Severity.WARNING,
+        "Run 'make models-tpu' on a PC that has edgetpu_compiler, and install what it makes. Until then the "
+        "TPUs have nothing to do.",
+    ),
+    Kind.TPU_LIBRARY: Sort(
+        Severity.ERROR,
+        "Install libedgetpu1-std, built for TensorFlow 2.16 or later, and restart the appliance. Until then "
+        "the models run on the CPU.",
+    ),
+    Kind.TPU_BOOT_LOADER: Sort(
+        Severity.ERROR,
+        "Unplug it and plug it in again, or switch the power of its port off and on. "
+        "If that does not help, try another cable or port: it needs up to 900 mA.",
+        "resets it and uses it again",
+    ),
+    Kind.TPU_DRIVER: Sort(
+        Severity.ERROR,
+        "Install Google's driver (the package gasket-dkms, with the headers of the running kernel) and load it: 'modprobe apex'.",
+    ),
+    Kind.TPU_HOT: Sort(
+        Severity.WARNING,
+        "Look at fans and air flow of the tray. It gets its work back when it is cooler "
+        "(devices.throttle_c, shutdown_c and hysteresis_c in appliance.toml).",
+    ),
+    Kind.TPU_NODE: Sort(
+        Severity.ERROR,
+        "Its file in /dev is missing: see that udev runs ('systemctl status systemd-udevd'), and in a container, "
+        "that /dev/bus/usb or /dev/apex_N is passed through.",
+    ),
+    Kind.TPU_OFF_THE_BUS: Sort(
+        Severity.ERROR,
+        "Switch the tower off and on again; a restart alone does not help. If it happens again, seat the module anew and "
+        "cool it better.",
+        "resets it and uses it again",
+    ),
+    Kind.TPU_PERMISSION: Sort(
+        Severity.ERROR,
+        "Install the udev rules (udev/65-coral-reef-tpu.rules; 'make install' does), then 'udevadm control --reload' and "
+        "'udevadm trigger'. The user must be in the group plugdev for USB, apex for PCIe.",
+    ),
+    Kind.TPU_QUARANTINED: Sort(
+        Severity.ERROR,
+        "Try another port, cable or power supply, then use it again with 'coral-reef tpu reset ID'.",
+        "resets it and uses it again",
+    ),
+    Kind.TRAY_IDENTITY: Sort(
+        Severity.WARNING,
+        "Correct what devices.identity names, or write the tray's memory anew. Until then the tray goes by its place.",
+    ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,
         "Look at the log for the reason. A model or a setting that was changed last is the likeliest one.",
@@ -64,7 +142,8 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.WORKER_MEMORY: Sort(
         Severity.ERROR,
-        "Raise text.memory_limit_mib in appliance.toml, or lower text.slots, text.context_tokens or text.cache_mib.",
+        "Lower text.slots, text.context_tokens or text.cache_mib in appliance.toml, or load a smaller model; if the machine has "
+        "more memory, raise text.memory_limit_mib.",
     ),
 }
 

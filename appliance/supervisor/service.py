@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from appliance import __version__
+from appliance.config.appliance import Appliance, by_key, gateway_part
 from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.config.network import Mode
@@ -21,6 +22,7 @@ from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
 from appliance.process import age_s
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.placement import PLACEMENTS
 from appliance.wire.messages import (
@@ -33,6 +35,7 @@ from appliance.wire.messages import (
     Status,
     SystemChanged,
     Topic,
+    TpuReport,
     WorkerChanged,
     WorkerSpec,
     WorkerState,
@@ -41,11 +44,13 @@ from appliance.wire.messages import (
 
 from .cgroups import Groups
 from .control import ControlSocket
-from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused
-from .forkserver import Forkserver
+from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused, SubsystemDead
+from .forkserver import WORKER_USER, Forkserver
 from .notify import Notify, extend_timeout, feed_watchdog
 from .repairs import Kind, Repairs
+from .tensor_workers import TensorWorkers
 from .text_model import TextModel
+from .tpus import Tpus
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -78,6 +83,7 @@ class Supervisor:
         self._leases = LeaseTable(
             queue_limit=appliance.scheduler.queue_limit, placement=PLACEMENTS[appliance.scheduler.placement]
         )
+        self._invocations = InvokeLeases(limit=appliance.scheduler.queue_limit)
         self._forkserver = Forkserver(self._exited)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._groups = Groups(None)
@@ -87,9 +93,19 @@ class Supervisor:
         self._beside: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
         self._text = TextModel(paths, appliance.text, self)
+        self._tensors = TensorWorkers(paths, appliance.inference, self, self._invocations, self._repairs)
+        self.tpus = Tpus(
+            appliance.devices,
+            self._repairs,
+            lambda event: self._control.publish(Topic.TPU, event),
+            memory=paths.tpu_quarantine,
+            worker_user=os.environ.get(WORKER_USER) or None,
+        )
+        self._tensors.events = self.tpus.watch
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
+            self._invocations,
             status=self.status,
             socket_of=self._socket_of,
             orders=self,
@@ -107,10 +123,12 @@ class Supervisor:
         self._groups = Groups.of_this_process()
         self._look_at(self._settings)
         self._text.start()  # before anybody asks: what will be served is known then
+        self._tensors.start()
+        self.tpus.use(self._tensors.tpus_changed)
         await self._control.start()
-        watchdog = asyncio.create_task(
-            feed_watchdog(self._notify, lambda: self._bug is None), name="watchdog"
-        )
+        devices = asyncio.create_task(self.tpus.run(), name="devices")
+        devices.add_done_callback(self._keeper_ended)
+        watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
         try:
@@ -124,9 +142,10 @@ class Supervisor:
             self._control.drain()
             await self._drained()
             await self._text.close()
-            for task in (*self._tasks.values(), watchdog):
+            await self._tensors.close()
+            for task in (*self._tasks.values(), devices, watchdog):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), devices, watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             extending.cancel()
@@ -136,24 +155,35 @@ class Supervisor:
 
     def worker_ready(self, name: str, *, model: str, slots: int, adapters: Collection[str]) -> None:
         """A keeper's worker takes leases."""
-        if self._text.ready(name):
+        if self._tensors.serves(name):
+            self._tensors.ready(name)
+        elif self._text.ready(name):
+            self._repairs.only(Kind.ADAPTER_UNUSABLE, self._keepers[name].refused.items())
             self._control.granted(
                 self._leases.worker_ready(name, model=model, slots=slots, adapters=adapters)
             )
 
     def worker_gone(self, name: str) -> None:
         """A keeper's worker died."""
+        if self._tensors.serves(name):
+            self._tensors.gone(name)
         self._control.granted(self._leases.worker_gone(name))
+        self.tpus.watch.worker_gone(name)
+
+    def tpu_report(self, worker: str, report: TpuReport) -> None:
+        """A keeper's worker did something with a TPU."""
+        self._tensors.report(worker, report)
 
     def worker_changed(self, name: str) -> None:
         """A keeper's worker entered another state, or is trusted again."""
         keeper = self._keepers[name]
-        status = keeper.status(self._leases.leases_of(name))
+        status = keeper.status(self.leases_of(name))
         self._control.publish(Topic.WORKER, WorkerChanged(worker=status))
         if not self._stop.is_set():
             self._notify.status(self._summary())
 
-        if not self._text.serves(name):
+        tensors = self._tensors.serves(name)
+        if not self._text.serves(name) and not tensors:
             return  # one that is on its way in tells whoever loads it, one on its way out nobody
 
         async def again() -> str:
@@ -163,17 +193,18 @@ class Supervisor:
         looping = (
             f"worker {name} dies again and again: {status.detail}" if keeper.crash_loop and not broken else ""
         )
-        limit_mib = keeper.memory_limit_bytes >> 20
-        outgrew = f"worker {name} needed more than its {limit_mib} MiB of memory" if keeper.outgrew else ""
-        self._repairs.when(Kind.WORKER_MEMORY, name, outgrew)
+        self._repairs.when(
+            Kind.WORKER_MEMORY, name, f"worker {name} {keeper.outgrew}" if keeper.outgrew else ""
+        )
         # Between two lives there is a reason to tell; while it starts once more, what was told stands.
         if status.state is not WorkerState.STARTING:
-            self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
+            if not tensors:  # whose models are looked at one by one
+                self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
             self._repairs.when(Kind.WORKER_CRASH_LOOP, name, looping, again)
 
     def leases_of(self, name: str) -> int:
-        """How many replies a worker owes."""
-        return self._leases.leases_of(name)
+        """How many replies or answers a worker owes."""
+        return self._leases.leases_of(name) + self._invocations.leases_of(name)
 
     # --- orders -------------------------------------------------------------------------------------------------
 
@@ -214,6 +245,14 @@ class Supervisor:
         """Lets another model write the replies. InferenceError when it cannot: the one before goes on."""
         return await self._text.load(request, tell)
 
+    async def reset_tpu(self, tpu_id: str) -> str:
+        """Resets a TPU and uses it again. DevicesError."""
+        return await self.tpus.reset(tpu_id)
+
+    async def quarantine_tpu(self, tpu_id: str) -> str:
+        """Takes a TPU out of use. DevicesError."""
+        return await self.tpus.quarantine(tpu_id)
+
     # --- what is shown -------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
@@ -225,7 +264,7 @@ class Supervisor:
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._began,
             rss_bytes=resident_bytes(os.getpid()),
-            ready=any(worker.state is WorkerState.READY for worker in workers),
+            ready=any(each.state is WorkerState.READY for each in workers if each.kind == "text"),
             summary=self._summary(),
             leases=self._leases.leases,
             waiting=self._leases.waiting,
@@ -237,20 +276,28 @@ class Supervisor:
             models=self._models(),
             model=self._text.model,
             configured_model=self._text.configured,
+            tpus=self.tpus.all(),
+            trays=self.tpus.trays(),
+            hotplug=self.tpus.hotplug,
         )
 
     # --- what the model asks of us --------------------------------------------------------------------------------
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper:
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper:
         """A new worker, kept alive from now on."""
+        appliance = self._settings.appliance
+        text = spec.kind == "text"
         keeper = self._keepers[spec.name] = WorkerKeeper(
             spec,
             plan,
             self._forkserver,
             self,
-            restart_delay_s=self._settings.appliance.supervisor.restart_delay_s,
-            drain_s=self._settings.appliance.supervisor.drain_s,
-            memory_limit_bytes=self._settings.appliance.text.memory_limit_mib * 1024 * 1024,
+            restart_delay_s=appliance.supervisor.restart_delay_s,
+            drain_s=appliance.supervisor.drain_s,
+            memory_limit_bytes=memory_limit_bytes,
+            invoke_limit_s=0.0 if text else appliance.inference.invoke_limit_s,
             groups=self._groups,
         )
         task = self._tasks[spec.name] = asyncio.create_task(keeper.run(), name=f"keeper {spec.name}")
@@ -272,7 +319,8 @@ class Supervisor:
     def expect(self, worker: str, model: str) -> None:
         """That worker is the one whose model answers from now on, as soon as it is ready."""
         self._control.granted(self._leases.set_default_model(model))
-        self._control.granted(self._leases.worker_expected(worker, model=model))
+        adapters = [each.name for each in self._keepers[worker].spec.adapters]
+        self._control.granted(self._leases.worker_expected(worker, model=model, adapters=adapters))
 
     def closing(self, worker: str) -> int:
         """A worker gets no more leases; returns how many it has."""
@@ -284,6 +332,14 @@ class Supervisor:
         await self._control.idle(worker)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _prove(self) -> None:
+        """Returns when every subsystem has shown that it lives: SubsystemDead, or no end, when one does not."""
+        for name, task in self._tasks.items():
+            if task.done():
+                raise SubsystemDead(f"nobody looks after worker {name} any more")
+        self._forkserver.look_after()
+        await self._control.prove()
 
     def _look_at(self, settings: Settings) -> None:
         """Opens and closes the repairs that the configuration itself gives reason for."""
@@ -307,20 +363,28 @@ class Supervisor:
         """Makes other settings take effect, as far as a running supervisor can; returns what happened, for people."""
         before, now = self._settings.appliance, settings.appliance
         changed = _changed_keys(before, now)
-        done = [f"changed: {', '.join(changed)}" if changed else "nothing changed"]
+        listening = _changed_keys(self._settings.network, settings.network)
+        done = [f"changed: {', '.join(changed + listening)}" if changed or listening else "nothing changed"]
         if now.text != before.text:
             # First: it is the one step that can fail, and then everything stays as it was.
             done.append(await self._text.reconfigure(now.text))
         self._settings = settings
         self._look_at(settings)
+        if now.devices != before.devices:
+            self.tpus.configure(now.devices)
         self._leases.placement = PLACEMENTS[now.scheduler.placement]
         self._leases.queue_limit = now.scheduler.queue_limit
         self._control.queue_timeout_s = now.scheduler.queue_timeout_s
         for keeper in self._keepers.values():
             keeper.restart_delay_s, keeper.drain_s = now.supervisor.restart_delay_s, now.supervisor.drain_s
-            keeper.memory_limit_bytes = now.text.memory_limit_mib * 1024 * 1024
-        if later := [key for key in changed if key.split(".")[0] in ("gateway", "chat")]:
-            done.append(f"when the gateway starts again: {', '.join(later)}")
+            keeper.limit_memory(_memory_limit_bytes(now, keeper.spec.kind))
+            keeper.invoke_limit_s = 0.0 if keeper.spec.kind == "text" else now.inference.invoke_limit_s
+        self._tensors.settings = now.inference
+        self._invocations.limit = now.scheduler.queue_limit
+        if theirs := [key for key in changed if key in gateway_part(now)]:
+            done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if later := [key for key in listening if key.startswith("api.")]:
+            done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)
 
     def _hung_up(self) -> None:
@@ -347,9 +411,14 @@ class Supervisor:
             self._stop.set()
 
     def _workers(self) -> list[WorkerStatus]:
+        """Those that write first."""
         found = []
-        for name, keeper in self._keepers.items():
-            status = keeper.status(self._leases.leases_of(name))
+        for name, keeper in sorted(self._keepers.items(), key=lambda each: each[1].spec.kind != "text"):
+            status = keeper.status(self.leases_of(name))
+            if self._tensors.serves(name):
+                detail = status.detail or self._tensors.detail(name)
+                slots = self._tensors.capacity(name)
+                status = msgspec.structs.replace(status, detail=detail, slots=slots)
             if self._text.retiring(name) and not status.detail:
                 status = msgspec.structs.replace(status, detail="replaced; finishes its replies")
             found.append(status)
@@ -373,9 +442,7 @@ class Supervisor:
                 )
             )
         for model in known.values():
-            loaded = [
-                keeper for keeper in self._keepers.values() if keeper.spec.model_path == str(model.path)
-            ]
+            loaded = [keeper for keeper in self._keepers.values() if _runs(keeper.spec, str(model.path))]
             ready = [keeper for keeper in loaded if keeper.state is WorkerState.READY]
             found.append(
                 ModelStatus(
@@ -405,9 +472,10 @@ class Supervisor:
 
     def _why_none_is_ready(self) -> str:
         """What the workers last said; empty when one is ready, or when none has failed."""
-        if any(keeper.state is WorkerState.READY for keeper in self._keepers.values()):
+        text = [keeper for keeper in self._keepers.values() if keeper.spec.kind == "text"]
+        if any(keeper.state is WorkerState.READY for keeper in text):
             return ""
-        return "; ".join(filter(None, (keeper.status(0).detail for keeper in self._keepers.values())))
+        return "; ".join(filter(None, (keeper.status(0).detail for keeper in text)))
 
     def _socket_of(self, worker: str) -> tuple[str, str]:
         spec = self._keepers[worker].spec
@@ -423,15 +491,21 @@ class Supervisor:
             async with asyncio.timeout(self._settings.appliance.supervisor.drain_s):
                 await self._control.idle()
         except TimeoutError:
-            log.warning("%d replies did not end in time", self._leases.leases)
+            log.warning("%d replies did not end in time", self._leases.leases + self._invocations.leases)
+
+
+def _memory_limit_bytes(appliance: Appliance, kind: str) -> int:
+    """What a worker of that kind may use; 0: no limit."""
+    limit_mib = appliance.text.memory_limit_mib if kind == "text" else appliance.inference.memory_limit_mib
+    return limit_mib * 1024 * 1024
+
+
+def _runs(spec: WorkerSpec, model_path: str) -> bool:
+    """Whether a worker has that file for a model."""
+    return model_path in (spec.model_path, *(model.twin for model in spec.models))
 
 
 def _changed_keys(before: msgspec.Struct, after: msgspec.Struct) -> list[str]:
     """The `section.key` in which two settings differ."""
-    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
-    return [
-        f"{section}.{key}"
-        for section in new
-        for key in new[section]
-        if old[section][key] != new[section][key]
-    ]
+    old, new = by_key(before), by_key(after)
+    return [key for key in new if old[key] != new[key]]

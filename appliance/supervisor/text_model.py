@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from appliance.config.appliance import Text
@@ -16,7 +16,15 @@ from appliance.inference import models
 from appliance.inference.choice import choose_model, chosen_model
 from appliance.inference.errors import EngineFailed, InferenceError, ModelRefused
 from appliance.paths import Paths
-from appliance.wire.messages import Message, ModelLoad, ModelLoaded, ModelLoading, WorkerSpec, WorkerState
+from appliance.wire.messages import (
+    AdapterFile,
+    Message,
+    ModelLoad,
+    ModelLoaded,
+    ModelLoading,
+    WorkerSpec,
+    WorkerState,
+)
 
 from .errors import ReloadRefused
 from .workers import LOAD_BYTES_PER_S, LOAD_FLOOR_S, WorkerKeeper
@@ -40,7 +48,9 @@ LOOK_S = 0.05
 class Workers(Protocol):
     """What the supervisor does with workers."""
 
-    def start(self, spec: WorkerSpec, plan: Callable[[], WorkerSpec]) -> WorkerKeeper: ...
+    def start(
+        self, spec: WorkerSpec, plan: Callable[[], WorkerSpec], memory_limit_bytes: int
+    ) -> WorkerKeeper: ...
 
     async def stop(self, worker: str) -> None: ...
 
@@ -219,12 +229,17 @@ class TextModel:
             spec = self._plan(worker, model)
         except InferenceError:
             spec = self._spec(worker, model)  # the keeper asks again, and says what is wrong
-        return worker, self._workers.start(spec, lambda: self._plan(worker, model))
+        limit_bytes = self._settings.memory_limit_mib << 20
+        return worker, self._workers.start(spec, lambda: self._plan(worker, model), limit_bytes)
 
     def _plan(self, worker: str, model: str) -> WorkerSpec:
         """What a worker is told, as the library is now."""
         found = models.find(self._paths, model)
         entry, text = found.entry, self._settings
+        if entry.base:
+            raise ModelRefused(
+                f"{model} is an adapter of {entry.base}: load that one, then ask for the adapter in a request"
+            )
         if entry.kind != "text":
             raise ModelRefused(f"{model} is a model for {entry.kind}: it cannot write replies")
         limit = text.memory_limit_mib << 20
@@ -241,6 +256,15 @@ class TextModel:
             sha256=entry.sha256,
             size_bytes=entry.size_bytes,
             context_tokens=text.context_tokens or min(trained, CONTEXT_LIMIT_TOKENS),
+            adapters=[
+                AdapterFile(
+                    name=each.name,
+                    path=str(each.path),
+                    sha256=each.entry.sha256,
+                    size_bytes=each.entry.size_bytes,
+                )
+                for each in models.adapters_of(self._paths, model)
+            ],
         )
 
     def _spec(
@@ -252,6 +276,7 @@ class TextModel:
         sha256: str = "",
         size_bytes: int = 0,
         context_tokens: int = 0,
+        adapters: Sequence[AdapterFile] = (),
     ) -> WorkerSpec:
         text = self._settings
         return WorkerSpec(
@@ -268,4 +293,5 @@ class TextModel:
             context_tokens=context_tokens,
             batch_tokens=text.batch_tokens,
             cache_mib=text.cache_mib,
+            adapters=list(adapters),
         )

@@ -10,18 +10,22 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
 from appliance.inference.errors import InferenceError
 from appliance.wire.errors import FrameError
-from appliance.wire.frames import Decoder
+from appliance.wire.frames import Decoder, encode
 from appliance.wire.messages import (
     EngineBuild,
     FromWorkerPipe,
     Message,
+    TpuReport,
+    TpuStep,
     WorkerFailed,
     WorkerPulse,
     WorkerReady,
@@ -30,7 +34,7 @@ from appliance.wire.messages import (
     WorkerStatus,
 )
 
-from .cgroups import Group, Groups
+from .cgroups import Group, Groups, machine_oom_kills
 from .errors import ForkserverFailed, RestartFailed
 from .forkserver import Forkserver
 
@@ -45,8 +49,10 @@ NEXT: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STOPPING: frozenset(),
 }
 
-#: A restart waits this long at most, however often it failed.
+#: A restart waits this long at most, however often it failed; after a life in which it could be used, so long that requests,
+#: which wait ten seconds for it, are still there.
 RESTART_DELAY_LIMIT_S = 30.0
+READY_RESTART_DELAY_LIMIT_S = 5.0
 
 #: However little the owner allows, and however often it doubles: 2**1024 is more than a float holds.
 RESTART_DELAY_FLOOR_S = 0.05
@@ -72,6 +78,9 @@ GUARD_PERIOD_S = 2.0
 STALL_FLOOR_S = 10.0
 STALL_STEPS = 20
 
+#: Without a pulse for this long a worker hangs, whether it has leases or not.
+SILENCE_LIMIT_S = 30.0
+
 #: After SIGTERM a worker drains its streams (5 s); then it is killed.
 STOP_TIMEOUT_S = 8.0
 
@@ -90,6 +99,8 @@ class WorkerEvents(Protocol):
     def leases_of(self, name: str) -> int: ...
 
     async def idle(self, worker: str) -> None: ...
+
+    def tpu_report(self, worker: str, report: TpuReport) -> None: ...
 
 
 def resident_bytes(pid: int) -> int:
@@ -114,15 +125,16 @@ class WorkerKeeper:
         restart_delay_s: float,
         drain_s: float,
         memory_limit_bytes: int,
+        invoke_limit_s: float = 0.0,
         groups: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`spec` is what is known now; `plan` is asked before each start, so that a model that was repaired or added is found.
-        It may raise InferenceError."""
+        It may raise InferenceError. With `invoke_limit_s`, an invoke that has not returned after it ends the worker."""
         self.spec, self._plan = spec, plan
         self._forkserver, self._events = forkserver, events
         self.restart_delay_s, self.drain_s = restart_delay_s, drain_s
-        self.memory_limit_bytes = memory_limit_bytes
+        self.memory_limit_bytes, self.invoke_limit_s = memory_limit_bytes, invoke_limit_s
         self._groups = groups or Groups(None)
         self._group: Group | None = None
         self._clock = clock
@@ -136,15 +148,23 @@ class WorkerKeeper:
         #: Why the engine did not load the last time, as InferenceError's `code`; empty when it did.
         self.failure_code = ""
         self._engine: EngineBuild | None = None
-        self._asked = False
+        self._asked = self._was_ready = False
         self._hurry = asyncio.Event()
         self._entered = asyncio.Event()
         self._lives = 0
         self._short_lives = 0
-        #: Whether it was killed for its memory and has not lived within it for long since.
-        self.outgrew = False
-        self._steps, self._step_s, self._stepped = 0, 0.0, clock()
+        #: What is to be said of its memory: it was killed for it, and has not lived within it for long since. Else empty.
+        self.outgrew = ""
+        # Of the last two looks: it may have counted this worker's end some moments before we hear of it.
+        self._machine_oom_kills: deque[int] = deque(maxlen=2)
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, clock(), clock()
         self._exited: asyncio.Future[int] | None = None
+        self._pipe: socket.socket | None = None
+        #: Set when it has ended or wedged.
+        self._changed = asyncio.Event()
+        self._wedged = False
+        #: Why some of its models cannot be used.
+        self.refused: dict[str, str] = {}
 
     @property
     def state(self) -> WorkerState:
@@ -181,13 +201,14 @@ class WorkerKeeper:
         """Starts the worker again whenever it ends; returns only by cancellation, with the worker stopped."""
         try:
             while True:
-                self._asked = False
+                self._asked = self._was_ready = False
                 await self._once()
                 self._restarts += 1
                 if self._asked:
                     continue
                 delay = self.restart_delay_s * 2 ** min(self._failures, DOUBLINGS_LIMIT)
-                delay = min(max(delay, RESTART_DELAY_FLOOR_S), RESTART_DELAY_LIMIT_S)
+                limit = READY_RESTART_DELAY_LIMIT_S if self._was_ready else RESTART_DELAY_LIMIT_S
+                delay = min(max(delay, RESTART_DELAY_FLOOR_S), max(limit, self.restart_delay_s))
                 self._failures += 1
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -221,16 +242,35 @@ class WorkerKeeper:
         if self._state is not WorkerState.READY:
             raise RestartFailed(f"worker {self.spec.name} is {self._state}: {self._detail}")
 
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Another limit, for the life that is and those that follow; what was said of the one before is over."""
+        if limit_bytes == self.memory_limit_bytes:
+            return
+        self.memory_limit_bytes, self.outgrew = limit_bytes, ""
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # its resident set is looked at all the same
+                self._group.limit_memory(limit_bytes)
+        self._events.worker_changed(self.spec.name)
+
+    def tell(self, message: Message) -> None:
+        """Says something to the worker through its pipe; nothing when there is none."""
+        if self._pipe is not None:
+            # It reads at once, and what it is told is small: a pipe that is full is that of a worker about to be ended.
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._pipe.send(encode(message))
+
     def exited(self, pid: int, status: int) -> None:
         """The forkserver says that a worker of this process id ended."""
         if pid == self._pid and self._exited is not None and not self._exited.done():
             self._exited.set_result(status)
+            self._changed.set()
 
     async def _once(self) -> None:
         """One life of the worker, from its fork to its end."""
         loop = asyncio.get_running_loop()
         before = self._detail
         self._lives += 1
+        self._machine_oom_kills.append(machine_oom_kills())
         self._enter(WorkerState.STARTING, "")
         try:
             self.spec = self._plan()
@@ -241,18 +281,21 @@ class WorkerKeeper:
             self._enter(WorkerState.WAITING, str(error))
             return
         self._exited = loop.create_future()
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        self._pipe, read = ours, ours.fileno()
+        self._changed.clear()
+        self._wedged = False
         reports: asyncio.Queue[Message | None] = asyncio.Queue()
         loop.add_reader(read, self._read_pipe, read, Decoder[Message](FromWorkerPipe), reports)
         try:
             try:
-                self._pid = await self._forkserver.spawn(self.spec, write)
+                self._pid = await self._forkserver.spawn(self.spec, theirs.fileno())
             except ForkserverFailed as error:
                 self._enter(WorkerState.WAITING, str(error))
                 return
             finally:
-                os.close(write)
+                theirs.close()
             self._group = self._groups.make(self.spec.name, memory_limit_bytes=self.memory_limit_bytes)
             if self._group is not None:
                 with contextlib.suppress(OSError):  # it has ended already: `_watch` hears of it
@@ -260,7 +303,8 @@ class WorkerKeeper:
             await self._watch(reports)
         finally:
             loop.remove_reader(read)
-            os.close(read)
+            ours.close()
+            self._pipe = None
             if self._group is not None:
                 self._group.close()
                 self._group = None
@@ -286,6 +330,8 @@ class WorkerKeeper:
         settled = self._state in (WorkerState.READY, WorkerState.DRAINING) and lived_s > SETTLED_S
         if self._group is not None and self._group.oom_kills():
             problem = self._outgrown("the kernel ended it")
+        elif not problem and describe_exit(status) == "ended by SIGKILL" and self._memory_was_short():
+            self.outgrew = problem = "ended by the kernel: there was no memory left for it"
         self._pid = 0
         self._events.worker_gone(self.spec.name)
         if self._asked:
@@ -302,16 +348,12 @@ class WorkerKeeper:
         """From readiness to the end; returns why it had to be ended, if it had to."""
         name = self.spec.name
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
-        self._steps, self._step_s, self._stepped = 0, 0.0, self._clock()
+        self.refused = ready.refused
+        self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, self._clock(), self._clock()
         self._enter(WorkerState.READY, "")
-        log.info(
-            "worker %s is ready: %s, %d slots of %d tokens, loaded in %.2f s",
-            name,
-            self.spec.model,
-            self.spec.slots,
-            ready.context_tokens,
-            ready.load_s,
-        )
+        self._was_ready = True
+        window = f", {self.spec.slots} slots of {ready.context_tokens} tokens" if ready.context_tokens else ""
+        log.info("worker %s is ready: %s%s, loaded in %.2f s", name, self.spec.model, window, ready.load_s)
         self._events.worker_ready(name, model=self.spec.model, slots=self.spec.slots, adapters=ready.adapters)
         loop = asyncio.get_running_loop()
         timers = (loop.call_later(SETTLED_S, self._settled), loop.call_later(MEMORY_SETTLED_S, self._fits))
@@ -328,23 +370,31 @@ class WorkerKeeper:
 
     def _fits(self) -> None:
         """It has lived within its memory for long enough."""
-        self.outgrew = False
+        self.outgrew = ""
         self._events.worker_changed(self.spec.name)
 
     async def _guard(self, reports: asyncio.Queue[Message | None]) -> str:
         """Waits for the worker's end; kills it when it grows beyond its limit or stalls, and says so."""
         assert self._exited is not None
         while True:
-            done, _ = await asyncio.wait([self._exited], timeout=GUARD_PERIOD_S)
-            if done:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GUARD_PERIOD_S):
+                    await self._changed.wait()
+            self._changed.clear()
+            if self._exited.done():
                 return ""
             self._hear(reports)
+            self._machine_oom_kills.append(machine_oom_kills())
             used, limit = resident_bytes(self._pid), self.memory_limit_bytes
             problem = ""
-            if limit and used > limit:
+            if self._wedged:
+                problem = f"an invoke did not return within {self.invoke_limit_s:g} s"
+            elif limit and used > limit:
                 problem = self._outgrown(f"used {used >> 20} MiB")
             elif (silent := self._clock() - self._stepped) > self._stall_limit_s():
                 problem = f"stalled: no step of the engine for {silent:.0f} s with replies under way"
+            elif (silent := self._clock() - self._heard) > SILENCE_LIMIT_S:
+                problem = f"hangs: no sign of life for {silent:.0f} s"
             if problem:
                 self._send(signal.SIGKILL)
                 return problem
@@ -356,7 +406,7 @@ class WorkerKeeper:
                 case WorkerPulse(steps=steps, step_s=step_s, streams=streams):
                     if steps != self._steps or not streams:
                         self._stepped = self._clock()
-                    self._steps, self._step_s = steps, step_s
+                    self._steps, self._step_s, self._heard = steps, step_s, self._clock()
         if not self._events.leases_of(self.spec.name):
             self._stepped = self._clock()  # nothing to do is no stall
 
@@ -364,8 +414,13 @@ class WorkerKeeper:
         return max(STALL_FLOOR_S, STALL_STEPS * self._step_s)
 
     def _outgrown(self, how: str) -> str:
-        self.outgrew = True
-        return f"{how}: its memory limit is {self.memory_limit_bytes >> 20} MiB"
+        limit = f"{self.memory_limit_bytes >> 20} MiB"
+        self.outgrew = f"needed more than its {limit} of memory"
+        return f"{how}: its memory limit is {limit}"
+
+    def _memory_was_short(self) -> bool:
+        """Whether the kernel ended something for want of memory just now: a worker that was killed then was that."""
+        return machine_oom_kills() > self._machine_oom_kills[0]
 
     def _read_pipe(
         self, read: int, decoder: Decoder[Message], reports: asyncio.Queue[Message | None]
@@ -373,15 +428,33 @@ class WorkerKeeper:
         try:
             data = os.read(read, 65_536)
             for message in decoder.feed(data):
+                if isinstance(message, TpuReport):
+                    self._events.tpu_report(self.spec.name, message)
+                    continue
+                if isinstance(message, WorkerPulse):
+                    self._look_at(message)
                 reports.put_nowait(message)
         except BlockingIOError:
             return
+        except ConnectionError:  # it ended without having read everything
+            data = b""
         except FrameError as error:
             log.error("worker %s: %s", self.spec.name, error)
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(read)
             reports.put_nowait(None)
+
+    def _look_at(self, pulse: WorkerPulse) -> None:
+        """Whether a device of the worker has wedged: nothing but its end frees it."""
+        limit_s = self.invoke_limit_s
+        if limit_s and pulse.stuck_s > limit_s and not self._wedged:
+            self._wedged = True
+            self._changed.set()
+            detail = f"an invoke did not return within {limit_s:g} s"
+            self._events.tpu_report(
+                self.spec.name, TpuReport(id=pulse.stuck, step=TpuStep.FAILED, detail=detail)
+            )
 
     async def _terminate(self) -> None:
         if not self._pid or self._exited is None:

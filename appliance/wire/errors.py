@@ -4,7 +4,7 @@ WireError
 ├── FrameError          the peer sent something that is not a frame of ours; the connection is of no more use
 │   └── BadMessage      a whole frame that holds no message of the protocol; what follows it can still be read
 ├── VersionError        the peer speaks another version
-├── PeerRefused         the process at the other end is not one that may talk to us
+├── PeerRefused         the process at one end is not one that may talk to the other
 ├── Disconnected        the connection ended
 └── Refused             the peer understood and said no: `code` and `message`
 """
@@ -29,7 +29,7 @@ class VersionError(WireError):
 
 
 class PeerRefused(WireError):
-    """The peer's user is neither root, nor ours, nor in the group `coral-reef`."""
+    """The user of the one who connects is neither root, nor that of the one who listens, nor in the group `coral-reef`."""
 
 
 class Disconnected(WireError):

@@ -163,9 +163,11 @@ def _in_group(uid: int, gid: int) -> bool:
 
 
 async def connect(path: str, union: Any, *, name: str) -> Connection[Any]:
-    """Connects to the UNIX socket at `path` and exchanges hellos. Disconnected when nobody listens."""
+    """Connects to the UNIX socket at `path` and exchanges hellos. Disconnected when nobody listens, PeerRefused if we may not."""
     try:
         reader, writer = await asyncio.open_unix_connection(path)
+    except PermissionError as error:
+        raise PeerRefused(f"{path}: {error.strerror}") from error
     except (ConnectionError, OSError) as error:
         raise Disconnected(f"{path}: {error}") from error
     connection: Connection[Any] = Connection(reader, writer, union)

@@ -6,7 +6,7 @@ from it). Either side's first message is `Hello`.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Annotated
 
 import msgspec
@@ -17,6 +17,14 @@ PROTOCOL_VERSION = 1
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=262_144)]
+
+#: What one `Invoke` holds at most: inputs, characters or bytes of each. All of it has to fit a frame, too.
+INVOCATIONS_LIMIT = 128
+INPUT_LIMIT_CHARS = 32_768
+TENSOR_LIMIT_BYTES = 524_288
+
+#: A TPU worker has at most so many open: a tray, or part of one.
+TPUS_LIMIT = 16
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, kw_only=True):
@@ -93,6 +101,27 @@ class LeaseSettled(Message, frozen=True, kw_only=True):
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
+class Priority(IntEnum):
+    """Who goes first where invocations wait; the specification's classes of service."""
+
+    HIGH = 0  # part of a conversation under way
+    NORMAL = 1  # somebody waits for it
+    LOW = 2  # batches, indexing
+    BULK = 3  # when nothing else is to be done
+
+
+class InvokeLease(Message, frozen=True, kw_only=True):
+    """A gateway asks where a small model runs now. Answered by `LeaseGranted` or `Failure` at once: what has to wait waits in the
+    worker, by priority. `kind` is `embedding` or `emotion`, `model` empty for the first of that kind. `avoid` names a worker that
+    was lost a moment ago."""
+
+    request_id: Id
+    kind: Annotated[str, Meta(min_length=1, max_length=64)]
+    model: Annotated[str, Meta(max_length=128)] = ""
+    invocations: Annotated[int, Meta(ge=1, le=INVOCATIONS_LIMIT)]
+    avoid: Annotated[str, Meta(max_length=64)] = ""
+
+
 class StatusRequest(Message, frozen=True, kw_only=True):
     """Asks for a `Status`."""
 
@@ -108,8 +137,9 @@ class WorkerState(StrEnum):
 
 
 class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine that a worker runs: `build` is `wheel` for the portable one, `native` for one built for this CPU; `features` are
-    the instruction sets that it uses, as it names them."""
+    """The engine that a worker runs. Of the text engine, `build` is `wheel` for the portable one, `native` for one built for this
+    CPU, and `features` are the instruction sets that it uses, as it names them; LiteRT's is `xnnpack` on the CPU, `libedgetpu` on
+    TPUs."""
 
     version: str
     build: str
@@ -202,7 +232,11 @@ class TpuState(StrEnum):
 class Tpu(msgspec.Struct, frozen=True, kw_only=True):
     """One Edge TPU. `id` stays the same as long as it is in its place: `usb-` and its port path (`usb-1-1.2`), or `pci-` and its
     address (`pci-0000:03:00.0`). `node` is what a worker opens; `sysfs` its folder there. `slot` counts from 1 in its tray.
-    Temperature in degrees Celsius where the driver tells it."""
+    Temperature in degrees Celsius where the driver tells it.
+
+    `load_limit`, from 0 to 1, is the share of its usual work that it may get now: less when it is hot, none when it is hotter or
+    cannot be used. `stands_in`: it belongs to the reserve and has taken over `role` from one that failed. `speed_mbps` is that
+    of its USB link, 0 when unknown."""
 
     id: str
     bus: TpuBus
@@ -216,6 +250,41 @@ class Tpu(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: float | None = None
     worker: str = ""
     detail: str = ""
+    load_limit: float = 0.0
+    stands_in: bool = False
+    speed_mbps: int = 0
+
+
+class Tray(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of the tower. `slots`: how many TPUs it has room for. `identity` is what its EEPROM calls it and `persona` whom
+    it is bound to: both travel with the tray. `problem`: why its identity cannot be used."""
+
+    name: str
+    slots: int
+    identity: str = ""
+    persona: str = ""
+    problem: str = ""
+
+
+class Hotplug(StrEnum):
+    """How the supervisor learns that a TPU comes or goes."""
+
+    UDEV = "udev"  # at once
+    POLLED = "polled"  # no udev runs here: it looks every few seconds
+
+
+class TpuReset(Message, frozen=True, kw_only=True):
+    """Reset a TPU's port or chip, forget its failures and use it again. `Done` when that is done."""
+
+    request_id: Id
+    id: Id
+
+
+class TpuQuarantine(Message, frozen=True, kw_only=True):
+    """Use a TPU no more, until `TpuReset`."""
+
+    request_id: Id
+    id: Id
 
 
 class ModelLoad(Message, frozen=True, kw_only=True):
@@ -248,7 +317,7 @@ class ModelLoaded(Message, frozen=True, kw_only=True):
 class Status(Message, frozen=True, kw_only=True):
     """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
     replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
-    first."""
+    first; TPUs by tray and slot, those that are gone too."""
 
     version: str
     mode: str
@@ -267,6 +336,9 @@ class Status(Message, frozen=True, kw_only=True):
     models: list[ModelStatus]
     model: str = ""
     configured_model: str = ""
+    tpus: list[Tpu] = []
+    trays: list[Tray] = []
+    hotplug: Hotplug = Hotplug.POLLED
 
 
 class Reload(Message, frozen=True, kw_only=True):
@@ -302,6 +374,7 @@ class Topic(StrEnum):
     WORKER = "worker"
     REPAIR = "repair"
     SYSTEM = "system"
+    TPU = "tpu"
 
 
 class Subscribe(Message, frozen=True, kw_only=True):
@@ -330,13 +403,19 @@ class SystemChanged(Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class TpuChanged(Message, frozen=True, kw_only=True):
+    """A TPU came, went, or is other than it was; of its temperature only every few degrees are told."""
+
+    tpu: Tpu
+
+
 class EventsLost(Message, frozen=True, kw_only=True):
     """The subscriber was too slow: so many events before the next one were left out, the oldest first."""
 
     count: int
 
 
-Event = WorkerChanged | RepairChanged | SystemChanged
+Event = WorkerChanged | RepairChanged | SystemChanged | TpuChanged
 
 
 # --- worker socket ---------------------------------------------------------------------------------------------
@@ -414,11 +493,76 @@ class Finished(Message, frozen=True, kw_only=True):
     usage: Usage
 
 
+class Invoke(Message, frozen=True, kw_only=True):
+    """Run a model once for each input: texts, which the worker makes tensors of, or tensors as the model takes them. Exactly
+    one of the two lists holds something. `account` is who is served fairly beside others; any string of its own."""
+
+    request_id: Id
+    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    account: Annotated[str, Meta(max_length=128)] = ""
+    priority: Priority = Priority.NORMAL
+    texts: Annotated[
+        list[Annotated[str, Meta(max_length=INPUT_LIMIT_CHARS)]], Meta(max_length=INVOCATIONS_LIMIT)
+    ] = []
+    tensors: Annotated[
+        list[Annotated[bytes, Meta(max_length=TENSOR_LIMIT_BYTES)]], Meta(max_length=INVOCATIONS_LIMIT)
+    ] = []
+
+
+class EmotionOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a text expresses: the likeliest label, how strongly (0 to 1), and each label's probability."""
+
+    label: str
+    intensity: float
+    probabilities: dict[str, float]
+
+
+class Invoked(Message, frozen=True, kw_only=True):
+    """The answer, one output for each input in their order: of a text what it means (an embedding's float32, little endian, or an
+    `EmotionOutput` in msgpack), of a tensor the model's own bytes. `tokens` is how many words the texts had;
+    `ran_on` names the TPUs, or `cpu`."""
+
+    request_id: Id
+    outputs: list[bytes]
+    tokens: int
+    ran_on: list[str]
+
+
 # --- forkserver and worker pipe -----------------------------------------------------------------------------------
 
 
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter for a worker's model."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class TensorModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that TPU workers and the CPU's run. `twin` is the file that runs anywhere, `compiled` what edgetpu_compiler made of
+    it, empty when nobody has (with its SHA-256 where a manifest tells); of a model that is cut, `segments` are the files for
+    one TPU each, in order, and `compiled` is empty. `kind` says what its outputs mean."""
+
+    name: str
+    kind: str
+    twin: str
+    sha256: str
+    size_bytes: int
+    compiled: str = ""
+    compiled_sha256: Annotated[str, Meta(max_length=64)] = ""
+    segments: Annotated[list[str], Meta(max_length=TPUS_LIMIT)] = []
+
+    @property
+    def on_tpus(self) -> bool:
+        """Whether somebody has compiled it."""
+        return bool(self.compiled or self.segments)
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a worker needs to know. `folder` is its own, mode 0700; `socket` is where gateways connect."""
+    """All that a worker needs to know. `folder` is its own, mode 0700; `socket` is where gateways connect. `models` are those
+    of a worker of the kind `tpu` or `cpu`; a text worker has one, `model`."""
 
     name: str
     kind: str
@@ -430,9 +574,11 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     slots: int
     threads: int
-    context_tokens: int
-    batch_tokens: int  # 0: measured
-    cache_mib: int
+    context_tokens: int = 0
+    batch_tokens: int = 0  # 0: measured
+    cache_mib: int = 0
+    adapters: list[AdapterFile] = []
+    models: list[TensorModel] = []
 
 
 class Spawn(Message, frozen=True, kw_only=True):
@@ -458,7 +604,7 @@ class Exited(Message, frozen=True, kw_only=True):
 class WorkerReady(Message, frozen=True, kw_only=True):
     """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
     a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model."""
+    with the model. `refused` says of adapters, or of a TPU worker's models, why they were left out."""
 
     context_tokens: int
     load_s: float
@@ -466,15 +612,19 @@ class WorkerReady(Message, frozen=True, kw_only=True):
     adapters: list[str] = []
     batch_tokens: int = 0
     step_s: float = 0.0
+    refused: dict[str, str] = {}
 
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe, every two seconds: a count of the engine's steps that grows as long as it works, how long a
-    step takes, and the streams under way."""
+    """Through the worker's pipe, every two seconds or sooner: a count of the engine's steps that grows as long as it works, how
+    long a step takes, and the streams under way. `stuck_s` is how long the oldest invocation of a model has not returned, on the
+    TPU `stuck`."""
 
     steps: int
     step_s: float
     streams: int
+    stuck: str = ""
+    stuck_s: float = 0.0
 
 
 class WorkerFailed(Message, frozen=True, kw_only=True):
@@ -484,9 +634,44 @@ class WorkerFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
+class TpuShare(msgspec.Struct, frozen=True, kw_only=True):
+    """A TPU that a worker shall have open. `share` of its time may be used, 1.0 when it is cool, 0 when it is to rest."""
+
+    id: str
+    bus: TpuBus
+    node: str
+    role: TpuRole
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
+class TpuSet(Message, frozen=True, kw_only=True):
+    """To a TPU worker, through its pipe: have exactly these open."""
+
+    tpus: Annotated[list[TpuShare], Meta(max_length=TPUS_LIMIT)]
+
+
+class TpuStep(StrEnum):
+    """What a worker does with a TPU."""
+
+    OPENING = "opening"  # it is reset by this: the kernel reports it gone and back
+    OPEN = "open"
+    CLOSED = "closed"
+    FAILED = "failed"  # an invoke failed, or it could not be opened; it is closed
+    UNUSABLE = "unusable"  # not the TPU: the library or the models, see `detail`
+
+
+class TpuReport(Message, frozen=True, kw_only=True):
+    """Through a TPU worker's pipe: what became of a TPU."""
+
+    id: str
+    step: TpuStep
+    detail: Annotated[str, Meta(max_length=1024)] = ""
+
+
 ToSupervisor = (
     Hello
     | LeaseRequest
+    | InvokeLease
     | LeaseSettled
     | StatusRequest
     | Subscribe
@@ -494,6 +679,8 @@ ToSupervisor = (
     | WorkerRestart
     | RepairFix
     | ModelLoad
+    | TpuReset
+    | TpuQuarantine
 )
 FromSupervisor = (
     Hello
@@ -505,12 +692,14 @@ FromSupervisor = (
     | WorkerChanged
     | RepairChanged
     | SystemChanged
+    | TpuChanged
     | EventsLost
     | ModelLoading
     | ModelLoaded
 )
-ToWorker = Hello | Generate | Cancel
-FromWorker = Hello | Failure | Tokens | Progress | Finished
-ToForkserver = Spawn
+ToWorker = Hello | Generate | Cancel | Invoke
+FromWorker = Hello | Failure | Tokens | Progress | Finished | Invoked
+ToForkserver = Spawn | Hello
 FromForkserver = Hello | Spawned | Exited
-FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed
+FromWorkerPipe = WorkerReady | WorkerPulse | WorkerFailed | TpuReport
+ToWorkerPipe = TpuSet

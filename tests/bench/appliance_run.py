@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,14 @@ class Answer:
 class RunningAppliance:
     """`coral-reef run` on a free port with its own state; a context manager."""
 
-    def __init__(self, configuration: str = "", model: Any = None) -> None:
+    def __init__(
+        self,
+        configuration: str = "",
+        model: Callable[[Path], object] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environment = environment
         self.state = Path(tempfile.mkdtemp(prefix="bench-"))
         (self.state / "etc").mkdir()
         (self.state / "etc/appliance.toml").write_text(configuration, "utf-8")
@@ -83,6 +90,7 @@ class RunningAppliance:
                 [sys.executable, "-m", "appliance", "run", "--state", str(self.state), "--port", "0"],
                 stdout=log,
                 stderr=log,
+                env=self._environment,
             )
         url = self.state / "run/url"
         while not (url.exists() and self._ready()):
@@ -90,7 +98,7 @@ class RunningAppliance:
                 raise RuntimeError((self.state / "log").read_text("utf-8", "replace"))
             time.sleep(0.002)
         self.start_s = time.perf_counter() - began
-        self._headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
+        self.headers = f"Authorization: Bearer {(self.state / 'admin.key').read_text('ascii').strip()}\r\n"
         return self
 
     def __exit__(
@@ -131,27 +139,47 @@ class RunningAppliance:
 
     async def ask(self, message: str, *, max_tokens: int, seed: int, session_id: str | None = None) -> Answer:
         """One streamed reply."""
-        body: dict[str, Any] = {"persona_id": "coral", "message": message, "max_tokens": max_tokens}
-        body |= {"seed": seed, "temperature": 1.0, "top_p": 1.0} | (
-            {"session_id": session_id} if session_id else {}
-        )
-        data = json.dumps(body).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         began = time.perf_counter()
-        writer.write(
-            f"POST /api/v1/chat/stream HTTP/1.1\r\nHost: bench\r\n{self._headers}Connection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-            + data
-        )
         first, seen = 0.0, b""
-        while piece := await reader.read(65_536):
+        async for piece in self.stream(message, max_tokens=max_tokens, seed=seed, session_id=session_id):
             if not first and b'"type":"token"' in piece:
                 first = time.perf_counter() - began
             seen = (seen if len(seen) < 4096 else seen[:2048] + seen[-2048:]) + piece
-        writer.close()
         done = seen.rpartition(b'{"type":"done"')[2]
         if not done:
             raise RuntimeError(f"no end of the reply: {seen[-500:]!r}")
         payload = json.loads(b'{"type":"done"' + done.partition(b"\n")[0])["payload"]
         session = seen.partition(b'"session_id":"')[2].partition(b'"')[0].decode()
         return Answer(session, int(payload["usage"]["completion_tokens"]), first)
+
+    async def stream(
+        self, message: str, *, max_tokens: int, seed: int, session_id: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """What comes over the wire for a streamed reply, piece by piece."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+        try:
+            writer.write(
+                self.request(
+                    "/api/v1/chat/stream",
+                    chat_body(message, max_tokens=max_tokens, seed=seed, session_id=session_id),
+                )
+            )
+            while piece := await reader.read(65_536):
+                yield piece
+        finally:
+            writer.close()
+
+    def request(
+        self, path: str, body: bytes = b"", *, method: str = "POST", connection: str = "close"
+    ) -> bytes:
+        """A request with the administrator's key."""
+        content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{self.headers}Connection: {connection}\r\n{content}\r\n"
+        return head.encode() + body
+
+
+def chat_body(message: str, *, max_tokens: int, seed: int, session_id: str | None = None) -> bytes:
+    """A question whose reply is as long as it may be, and drawn so that every seed gives another."""
+    body: dict[str, Any] = {"persona_id": "coral", "message": message, "max_tokens": max_tokens}
+    body |= {"seed": seed, "temperature": 1.0, "top_p": 1.0}
+    return json.dumps(body | ({"session_id": session_id} if session_id else {})).encode()

@@ -1,4 +1,7 @@
-"""The engine alone in this process: `python -m tests.bench.engine_alone MODEL STREAMS TOKENS`. Prints one line of JSON."""
+"""The engine alone in this process: `python -m tests.bench.engine_alone MODEL STREAMS TOKENS`. Prints one line of JSON.
+
+With `--prompt N` one stream writes while another request with a prompt of some N words is read: how long is the first silent?
+"""
 
 from __future__ import annotations
 
@@ -6,64 +9,114 @@ import os
 
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+import argparse
+import itertools
 import json
 import resource
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import xllamacpp
 
 PROMPT = "You are Coral, the host of the Coral-Reef tower. You are kind and clear."
 
+#: A stream that is to be interrupted has written so many pieces before.
+BEFORE = 20
 
-def main() -> None:
-    model, streams, tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def load(model: str, *, slots: int, window: int, batch: int) -> Any:
+    """A server with the settings of our worker, as far as they concern speed; `batch` 0: the engine's own."""
     params = xllamacpp.CommonParams()
     params.model.path = model
-    params.n_parallel = streams
-    params.n_ctx = streams * 1024
-    params.n_batch = params.n_ubatch = 128
+    params.n_parallel = slots
+    params.n_ctx = slots * window
+    if batch:
+        params.n_batch = params.n_ubatch = batch
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_ram_mib = 64
     params.hostnames = [tempfile.mkdtemp(prefix="bench-") + "/engine.sock"]
     params.warmup = params.ui = params.ctx_shift = False
     params.force_pure_content_parser = True
     params.verbosity = -1
-    server = xllamacpp.Server(params)
-    first: list[float] = []
+    return xllamacpp.Server(params)
 
-    def ask(number: int, count: int) -> None:
-        messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": f"What is {number}?"}]
-        body = {"messages": messages, "stream": True, "max_tokens": count, "temperature": 1.0, "seed": number}
-        began = time.perf_counter()
-        seen = [0]
 
-        def take(_: bytes) -> bool:
-            seen[0] += 1
-            if seen[0] == 2:  # the first chunk only names the role
-                first.append(time.perf_counter() - began)
-            return False
+def ask(server: Any, question: str, *, tokens: int, seed: int, take: Callable[[], bool]) -> None:
+    """One reply; `take` is called for each piece and stops it with True."""
+    messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": question}]
+    body = {"messages": messages, "stream": True, "max_tokens": tokens, "temperature": 1.0, "seed": seed}
+    server.handle_chat_completions(json.dumps(body).encode(), lambda _data: take())
 
-        server.handle_chat_completions(json.dumps(body).encode(), take)
 
-    ask(1000, 8)
-    cold = first[0]
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    began = time.perf_counter()
-    threads = [threading.Thread(target=ask, args=(number, tokens)) for number in range(streams)]
+def throughput(server: Any, streams: int, tokens: int) -> dict[str, float]:
+    """So many streams at once, after one that says how long a first token takes."""
+    moments: list[float] = []
+
+    def note() -> bool:
+        moments.append(time.perf_counter())
+        return False
+
+    asked = time.perf_counter()
+    ask(server, "What is 1000?", tokens=8, seed=1000, take=note)
+    first_token_s = moments[1] - asked  # the first chunk only names the role
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    threads = [
+        threading.Thread(
+            target=ask,
+            args=(server, f"What is {number}?"),
+            kwargs={"tokens": tokens, "seed": number, "take": lambda: False},
+        )
+        for number in range(streams)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    wall = time.perf_counter() - began
+    wall_s = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(
-        json.dumps({"tokens": streams * tokens, "cpu_s": cpu, "wall_s": wall, "first_token_s": cold}),
-        flush=True,
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"tokens": streams * tokens, "cpu_s": cpu_s, "wall_s": wall_s, "first_token_s": first_token_s}
+
+
+def silence(server: Any, words: int) -> dict[str, float]:
+    """The longest pause of a stream while a neighbour's prompt of so many words is read."""
+    moments: list[float] = []
+    writing, over = threading.Event(), threading.Event()
+
+    def note() -> bool:
+        moments.append(time.perf_counter())
+        if len(moments) == BEFORE:
+            writing.set()
+        return over.is_set()
+
+    neighbour = threading.Thread(
+        target=ask, args=(server, "Go on."), kwargs={"tokens": 100_000, "seed": 1, "take": note}
     )
+    neighbour.start()
+    writing.wait()
+    ask(server, "tide " * words, tokens=1, seed=2, take=lambda: False)
+    over.set()
+    neighbour.join()
+    return {"silence_s": max(b - a for a, b in itertools.pairwise(moments[BEFORE - 1 :]))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("streams", type=int)
+    parser.add_argument("tokens", type=int)
+    parser.add_argument("--prompt", type=int)
+    asked = parser.parse_args()
+    if asked.prompt is None:
+        found = throughput(
+            load(asked.model, slots=asked.streams, window=1024, batch=128), asked.streams, asked.tokens
+        )
+    else:
+        found = silence(load(asked.model, slots=asked.streams, window=asked.tokens, batch=0), asked.prompt)
+    print(json.dumps(found), flush=True)
     os._exit(0)  # the engine's threads do not end by themselves
 
 

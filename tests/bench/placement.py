@@ -1,4 +1,4 @@
-"""What a decision of the scheduler costs: `python -m tests.bench.placement`.
+"""What a decision of the scheduler costs.
 
 A decision is a request with the end of another, which makes room for it; CPU time of this process, the median of batches.
 """
@@ -14,6 +14,8 @@ from appliance.config.appliance import PlacementName
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.lines import Request
 from appliance.scheduling.placement import PLACEMENTS
+
+from .report import row
 
 WORKERS = (8, 128)
 SESSIONS = 10_000
@@ -63,11 +65,7 @@ def figures(rounds: int) -> Iterator[tuple[str, float]]:
                 yield title, decision_us(name, workers, waiting=waiting, batches=4 * rounds)
 
 
-def main() -> None:
-    print(f"a decision among {SESSIONS:,} sessions, in CPU time; at most {LIMIT_US:.0f} us")
-    for title, ours in figures(5):
-        print(f"{title:<44} {ours:9.1f} us {ours / LIMIT_US:7.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def measure(rounds: int) -> None:
+    """Prints each figure beside the limit."""
+    for title, ours in figures(rounds):
+        row(f"a decision, {title}", f"{ours:.1f} us", f"{LIMIT_US:.0f} us", ours / LIMIT_US)

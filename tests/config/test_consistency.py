@@ -1,4 +1,4 @@
-"""Values of `network.yaml` that do not agree with one another."""
+"""Values that do not agree with one another."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.forms import same_port
 from appliance.config.load import check
 
 NODES = "nodes: [{id: a, ip: 10.0.0.1}, {id: b, ip: 10.0.0.2}]"
 
 
-def said(folder: Path, text: str) -> list[str]:
-    path = folder / "network.yaml"
+def said(folder: Path, text: str, name: str = "network.yaml") -> list[str]:
+    path = folder / name
     path.write_text(text)
     return [f"{problem.severity} {problem.line} {problem.key}: {problem.message}" for problem in check(path)]
 
@@ -121,3 +122,97 @@ def test_accepts(tmp_path: Path, text: str) -> None:
 def test_refuses_addresses_that_no_port_can_have(tmp_path: Path, ip: str) -> None:
     (message,) = said(tmp_path, f"interfaces: {{usb: {{type: usb, ip: '{ip}'}}}}")
     assert message.startswith(f'error 1 interfaces.usb.ip: is "{ip}", expected a host\'s IP address like')
+
+
+A_PORT = "a USB port like usb-1-2.4, or usb-*-2.4 on any bus, or a PCI address like pci-0000:03:00.0"
+
+# --- appliance.toml ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (
+            "[devices]\nthrottle_c = 86\nshutdown_c = 90",
+            ["error 3 devices.shutdown_c: is 90, expected at least throttle_c + hysteresis_c = 91"],
+        ),
+        (
+            "[devices]\nthrottle_c = 95",
+            ["error 1 devices.shutdown_c: is 90, expected at least throttle_c + hysteresis_c = 100"],
+        ),
+        (
+            (
+                '[[devices.trays]]\nname = "a"\nslots = [\n"usb-1-1",\n"usb-1-1"]\n'
+                '[[devices.trays]]\nname = "b"\nslots = ["usb-*-1"]'
+            ),
+            [
+                (
+                    "warning 5 devices.trays[0].slots[1]: is the same port as devices.trays[0].slots[0] on line 4, "
+                    "which counts; expected each port once"
+                ),
+                (
+                    "warning 8 devices.trays[1].slots[0]: is the same port as devices.trays[0].slots[0] on line 4, "
+                    "which counts; expected each port once"
+                ),
+            ],
+        ),
+        (
+            '[[devices.trays]]\nname = "a"\nslots = ["usb-1-1"]\n[[devices.trays]]\nname = "a"\nslots = ["usb-2-1"]',
+            [
+                "error 5 devices.trays[1].name: is the same as devices.trays[0].name on line 2, expected another name"
+            ],
+        ),
+        (
+            '[devices]\nlayout = "4x8"\n[[devices.trays]]\nname = "a"\nslots = ["usb-1-1"]',
+            ["warning 2 devices.layout: does not count beside devices.trays, expected one of the two"],
+        ),
+        (
+            '[[devices.trays]]\nname = "a"\nslots = ["usb-1", 7]',
+            [
+                f'error 3 devices.trays[0].slots[0]: is "usb-1", expected {A_PORT}',
+                f"error 3 devices.trays[0].slots[1]: is an integer, expected {A_PORT}",
+            ],
+        ),
+        (
+            "[devices]\nidentity = 'x'",
+            [
+                'error 2 devices.identity: is "x", expected a path from the root like /etc/coral-reef/tray.json, or nothing'
+            ],
+        ),
+    ],
+)
+def test_says_of_devices(tmp_path: Path, text: str, messages: list[str]) -> None:
+    assert said(tmp_path, text, "appliance.toml") == messages
+
+
+def test_accepts_devices(tmp_path: Path) -> None:
+    text = """
+[devices]
+throttle_c = 70
+shutdown_c = 75
+[[devices.trays]]
+name = "top"
+slots = ["usb-1-2.1", "usb-*-2.2", "pci-0000:03:00.0", "pci-10000:e1:00.0"]
+identity = "/sys/bus/nvmem/devices/1-00500/nvmem"
+persona = "marina"
+[[devices.trays]]
+name = "low"
+slots = ["usb-2-2.1"]
+"""
+    assert said(tmp_path, text, "appliance.toml") == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("usb-1-2", "usb-1-2", True),
+        ("usb-*-2", "usb-7-2", True),
+        ("usb-7-2", "usb-*-2", True),
+        ("usb-1-2", "usb-2-2", False),
+        ("usb-*-2", "usb-1-2.1", False),
+        ("pci-0000:03:00.0", "pci-0000:03:00.0", True),
+        ("pci-0000:03:00.0", "usb-*-2", False),
+    ],
+)
+def test_same_ports(one: str, other: str, same: bool) -> None:
+    assert same_port(one, other) is same

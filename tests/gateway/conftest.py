@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,9 @@ from appliance.wire.messages import (
     Finished,
     FinishReason,
     Generate,
+    Hotplug,
+    Invoke,
+    InvokeLease,
     LeaseGranted,
     LeaseQueued,
     LeaseRequest,
@@ -44,9 +47,15 @@ from appliance.wire.messages import (
     Progress,
     Status,
     StatusRequest,
+    Subscribe,
     Tokens,
     ToSupervisor,
     ToWorker,
+    Tpu,
+    TpuBus,
+    TpuRole,
+    TpuState,
+    Tray,
     Usage,
 )
 from tests.waiting import ask_until
@@ -87,11 +96,16 @@ class FakeAppliance:
     settled: dict[str, LeaseSettled] = field(default_factory=dict)
     generates: dict[str, Generate] = field(default_factory=dict)
     cancels: set[str] = field(default_factory=set)
+    models: dict[str, str] = field(default_factory=dict)  # small ones, by kind
+    invoke_leases: list[InvokeLease] = field(default_factory=list)
+    invokes: list[Invoke] = field(default_factory=list)
+    outputs: Callable[[Invoke], Message | None] | None = None  # None: the worker dies
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _supervisor: asyncio.Server | None = None
     _worker: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _gateways: set[Connection[Message]] = field(default_factory=set)
+    _subscribers: set[Connection[Message]] = field(default_factory=set)
 
     async def start(self) -> None:
         for folder in (self.paths.workers, self.paths.supervisor):
@@ -112,6 +126,11 @@ class FakeAppliance:
         self.paths.control_socket.unlink()
         for gateway in self._gateways:
             gateway.abort()
+
+    def publish(self, event: Message) -> None:
+        """An event, to all who are connected."""
+        for gateway in self._gateways:
+            gateway.post(event)
 
     async def stop(self) -> None:
         for server in (self._supervisor, self._worker):
@@ -137,6 +156,16 @@ class FakeAppliance:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(lambda: len(self.requests) >= count)
 
+    async def until_subscribed(self) -> None:
+        """Waits until somebody wants to hear of events."""
+        async with asyncio.timeout(5), self.changed:
+            await self.changed.wait_for(lambda: self._subscribers)
+
+    def tell(self, event: Message) -> None:
+        """Sends an event to who wants to hear of them."""
+        for peer in self._subscribers:
+            peer.post(event)
+
     async def _notice(self) -> None:
         async with self.changed:
             self.changed.notify_all()
@@ -148,6 +177,8 @@ class FakeAppliance:
             await peer.greet("supervisor")
             while True:
                 match await peer.receive():
+                    case Subscribe():
+                        self._subscribers.add(peer)
                     case StatusRequest():
                         self.status_requests += 1
                         if not self.mute:
@@ -174,6 +205,21 @@ class FakeAppliance:
                                 model="m",
                             )
                         )
+                    case InvokeLease(request_id=request_id, kind=kind) as lease:
+                        self.invoke_leases.append(lease)
+                        if kind not in self.models or lease.model not in ("", self.models[kind]):
+                            no = f"no worker serves the model {lease.model or kind!r}"
+                            peer.post(Failure(code="unknown_model", message=no, request_id=request_id))
+                            continue
+                        peer.post(
+                            LeaseGranted(
+                                request_id=request_id,
+                                lease_id=request_id,
+                                worker="text-1",
+                                socket=self.socket,
+                                model=self.models[kind],
+                            )
+                        )
                     case LeaseSettled(request_id=request_id) as settled:
                         self.settled[request_id] = settled
                 await self._notice()
@@ -181,6 +227,7 @@ class FakeAppliance:
             pass
         finally:
             self._gateways.discard(peer)
+            self._subscribers.discard(peer)
             peer.abort()
 
     async def _worker_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -196,6 +243,14 @@ class FakeAppliance:
                         task = asyncio.create_task(self._write(peer, request, stops[request_id]))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
+                    case Invoke() as invoke:
+                        self.invokes.append(invoke)
+                        assert self.outputs is not None
+                        answer = self.outputs(invoke)
+                        if answer is None:
+                            peer.abort()
+                        else:
+                            peer.post(answer)
                     case Cancel(request_id=request_id):
                         self.cancels.add(request_id)
                         stops[request_id].set()
@@ -250,6 +305,21 @@ class FakeAppliance:
                     name="m", kind="text", size_bytes=1, sha256="", shipped=True, loaded_by=["text-1"]
                 )
             ],
+            tpus=[
+                Tpu(
+                    id="usb-1-1.2",
+                    bus=TpuBus.USB,
+                    state=TpuState.READY,
+                    node="/dev/bus/usb/001/007",
+                    sysfs="/sys/bus/usb/devices/1-1.2",
+                    tray="tray-1",
+                    slot=2,
+                    role=TpuRole.PERCEPTION,
+                    load_limit=1.0,
+                )
+            ],
+            trays=[Tray(name="tray-1", slots=16, persona="marina")],
+            hotplug=Hotplug.UDEV,
         )
 
 

@@ -273,6 +273,27 @@ async def test_too_many_requests_before_the_answer_to_the_first(served: Served) 
     await served.fake.until("cancels", generate.request_id)
 
 
+@pytest.mark.parametrize("way", ["reset", "closed", "half-closed"])
+async def test_a_client_that_leaves_with_a_second_request_waiting(served: Served, way: str) -> None:
+    """Nothing is read behind a request that waits for the answer to another: that it ends there is seen all the same."""
+    message = f"pipelined and {way}"
+    served.fake.scripts[message] = served.script(gate=asyncio.Event())
+    async with connected(served) as raw:
+        await raw.send(chat(served, message))
+        await raw.until(b"Hello")
+        (generate,) = served.fake.asked(message)
+        await raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        if way == "half-closed":
+            raw.writer.write_eof()
+        elif way == "closed":
+            raw.writer.close()
+        else:
+            linger = struct.pack("ii", 1, 0)
+            raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            raw.writer.transport.abort()
+        await served.fake.until("cancels", generate.request_id)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cuts=st.lists(st.integers(1, 400), max_size=6), requests=st.integers(1, 5))
 async def test_requests_in_any_pieces(served: Served, cuts: list[int], requests: int) -> None:

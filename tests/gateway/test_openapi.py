@@ -24,10 +24,13 @@ ROUTES = {
     "/api/v1/chat": {"post"},
     "/api/v1/chat/stream": {"post"},
     "/api/v1/chat/history/{session_id}": {"get", "delete"},
+    "/api/v1/embeddings": {"post"},
     "/api/v1/personas": {"get"},
     "/api/v1/system/status": {"get"},
     "/api/v1/system/models": {"get"},
     "/api/v1/system/repairs": {"get"},
+    "/api/v1/system/tpus": {"get"},
+    "/api/v1/system/tpus/{tpu_id}": {"get"},
     "/health": {"get"},
 }
 
@@ -136,7 +139,10 @@ async def test_errors_are_problems(served: Served) -> None:
         ("post", "/api/v1/chat", {"content": b" " * 100_000}, 413),
         ("get", "/api/v1/chat/history/{session_id}", {}, 404),
         ("delete", "/api/v1/chat/history/{session_id}", {}, 404),
+        ("post", "/api/v1/embeddings", {"json": {"input": []}}, 400),
+        ("post", "/api/v1/embeddings", {"json": {"input": "x"}}, 404),
         ("get", "/api/v1/personas", {"headers": {"Authorization": ""}}, 401),
+        ("get", "/health", {"headers": {"X-Long": "x" * 40_000}}, 431),
     ]
     for method, path, more, status in tried:
         response = await served.client.request(method, path.replace("{session_id}", "none"), **more)

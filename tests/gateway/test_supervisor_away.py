@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from appliance.chat.errors import Unavailable
 from appliance.gateway.links import SupervisorLink
 from appliance.wire.frames import encode
-from appliance.wire.messages import Hello
+from appliance.wire.messages import EventsLost, Hello, SystemChanged
 
 from .conftest import health_that_is
 
@@ -147,6 +147,31 @@ async def test_a_status_that_does_not_come_leaves_nothing_behind(served: Served)
     finally:
         served.fake.mute = False
         await link.close()
+
+
+@MODULE
+async def test_who_is_told_of_a_reload(served: Served) -> None:
+    """Each time the supervisor says so, and when it was away: it may have read other files at its start."""
+    told = asyncio.Semaphore(0)
+    link = SupervisorLink(str(served.paths.control_socket), on_reloaded=told.release)
+    link.start()
+    try:
+        async with asyncio.timeout(10):
+            await link.status()
+            assert told.locked(), "nothing has changed since it started"
+            served.fake.publish(SystemChanged(event="reload_refused"))
+            served.fake.publish(SystemChanged(event="reloaded"))
+            await told.acquire()
+            served.fake.publish(EventsLost(count=1))
+            await told.acquire()
+            await served.fake.stop_supervisor()
+            await served.fake.start_supervisor()
+            await told.acquire()
+            await link.status()
+        assert told.locked()
+    finally:
+        await link.close()
+    await served.connected()
 
 
 @MODULE

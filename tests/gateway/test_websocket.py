@@ -15,7 +15,21 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from appliance.wire.messages import Failure
+from appliance.wire.messages import (
+    EventsLost,
+    Failure,
+    Repair,
+    RepairChanged,
+    Severity,
+    Tpu,
+    TpuBus,
+    TpuChanged,
+    TpuRole,
+    TpuState,
+    WorkerChanged,
+    WorkerState,
+    WorkerStatus,
+)
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Served
@@ -221,8 +235,8 @@ async def test_what_is_wrong_is_answered_and_nothing_ends(served: Served, data: 
 
 async def test_an_unknown_type_is_named(served: Served) -> None:
     async with talking(served) as talk:
-        await talk.send("subscribe")
-        assert "subscribe" in (await talk.error())["message"]
+        await talk.send("sing")
+        assert "sing" in (await talk.error())["message"]
 
 
 @pytest.mark.parametrize(
@@ -379,3 +393,101 @@ async def test_garbage_never_closes_the_connection(served: Served, data: str | b
         assert (await talk.receive())["type"] in ("error", "pong")
         await talk.send("ping")
         assert (await talk.receive())["type"] == "pong"
+
+
+# --- what happens to the appliance ------------------------------------------------------------------------------------
+
+
+REPAIR = Repair(
+    id="worker_memory:text-1",
+    kind="worker_memory",
+    subject="text-1",
+    severity=Severity.ERROR,
+    since=12.5,
+    what="worker text-1 needed more than its 2048 MiB of memory",
+    advice="Raise the limit.",
+)
+TPU = Tpu(
+    id="usb-1-1.2",
+    bus=TpuBus.USB,
+    state=TpuState.READY,
+    node="/dev/bus/usb/001/004",
+    sysfs="/sys/bus/usb/devices/1-1.2",
+    tray="tower",
+    slot=1,
+    role=TpuRole.LANGUAGE,
+)
+WORKER = WorkerStatus(
+    name="text-1",
+    kind="text",
+    model="m",
+    state=WorkerState.WAITING,
+    pid=0,
+    leases=0,
+    slots=4,
+    restarts=1,
+    rss_bytes=0,
+    since_s=0.5,
+)
+
+
+async def subscribed(served: Served, talk: Talk) -> None:
+    """Until the client has subscribed, and the gateway with the supervisor."""
+    await talk.send("subscribe", channels=["system"])
+    assert (await talk.receive())["payload"] == {"event": "subscribed", "data": {"channels": ["system"]}}
+    await served.fake.until_subscribed()
+
+
+async def test_an_administrator_hears_of_repairs_and_workers(served: Served) -> None:
+    async with talking(served) as talk, talking(served) as another:
+        for each in (talk, another, talk):  # twice is as good as once
+            await subscribed(served, each)
+        served.fake.tell(RepairChanged(repair=REPAIR))
+        served.fake.tell(WorkerChanged(worker=WORKER))
+        served.fake.tell(TpuChanged(tpu=TPU))
+        served.fake.tell(EventsLost(count=3))
+        served.fake.tell(RepairChanged(repair=REPAIR, gone=True))
+        for each in (talk, another):
+            heard = [await each.receive() for _ in range(5)]
+            assert {message["type"] for message in heard} == {"system"}
+            events = sorted((each["payload"] for each in heard), key=lambda payload: str(payload["event"]))
+            assert [event["event"] for event in events] == [
+                "events_lost",
+                "repair",
+                "repair",
+                "tpu",
+                "worker",
+            ]
+            lost, appeared, over, tpu, worker = (event["data"] for event in events)
+            assert lost == {"count": 3}
+            assert appeared == {**msgspec.to_builtins(REPAIR), "gone": False}
+            assert over == {**appeared, "gone": True}
+            assert tpu == msgspec.to_builtins(TPU)
+            assert worker == msgspec.to_builtins(WORKER)
+        assert (await talk.rest(await talk.chat("hello")))[1]["type"] == "done", "and the chat goes on"
+
+
+async def test_nobody_else_hears_of_them(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.user_key}"}
+    async with (
+        talking(served) as admin,
+        talking(served) as left,
+        talking(served) as silent,
+        talking(served, additional_headers=headers) as user,
+    ):
+        for each in (admin, left):
+            await subscribed(served, each)
+        await left.send("unsubscribe", channels=["system"])
+        assert (await left.receive())["payload"] == {"event": "subscribed", "data": {"channels": []}}
+        await user.send("subscribe", channels=["system"])
+        assert (await user.receive())["payload"]["code"] == "forbidden"
+        await silent.send("subscribe", channels=["everything"])
+        refused = (await silent.receive())["payload"]
+        assert refused["code"] == "bad_message"
+        assert "everything" in refused["message"]
+        served.fake.tell(WorkerChanged(worker=WORKER))
+        served.fake.tell(RepairChanged(repair=REPAIR))
+        assert [(await admin.receive())["payload"]["event"] for _ in range(2)] == ["worker", "repair"]
+        for each in (user, left, silent):
+            await each.send("ping")
+            assert (await each.receive())["type"] == "pong"

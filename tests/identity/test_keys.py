@@ -145,6 +145,22 @@ def test_requests_read_the_database_once_in_five_seconds(
         assert len(reads) == 2
 
 
+def test_a_key_is_remembered_without_the_database(keys: ApiKeys, clock: Clock) -> None:
+    key, text = keys.create("phone", Role.USER)
+    assert keys.remembered(text) is None, "nobody has verified it yet"
+    verified = keys.verify(text)
+    assert verified is not None
+    assert keys.remembered(text) == verified
+    wrong = text[:-1] + ("a" if text[-1] != "a" else "b")
+    assert keys.remembered(wrong) is None
+    assert keys.remembered("nonsense") is None
+    clock.now_s += 5
+    assert keys.remembered(text) is None
+    assert keys.verify(text) is not None
+    keys.revoke(key.id)
+    assert keys.remembered(text) is None
+
+
 def test_a_key_revoked_by_another_process_lives_for_five_seconds(
     database: Database, keys: ApiKeys, clock: Clock
 ) -> None:

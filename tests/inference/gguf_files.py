@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from appliance.inference.gguf import read_shapes
 from appliance.inference.models import SHIPPED, read_manifest
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
@@ -70,6 +72,33 @@ def shipped_model() -> Path:
     """The file of the text model that ships."""
     entry = next(each for each in read_manifest(SHIPPED) if each.kind == "text")
     return SHIPPED / entry.file
+
+
+LORA_METADATA = (
+    pair("general.type", STRING, text("adapter")),
+    pair("general.architecture", STRING, text("llama")),
+    pair("adapter.type", STRING, text("lora")),
+    pair("adapter.lora.alpha", F32, struct.pack("<f", 4)),
+)
+
+
+def lora(
+    seed: int = 1,
+    *,
+    target: str = "blk.0.attn_q.weight",
+    rank: int = 4,
+    metadata: Iterable[bytes] = LORA_METADATA,
+) -> bytes:
+    """An adapter of random numbers for the shipped model, large enough to be heard in what it writes."""
+    width, height = read_shapes(shipped_model())[target]
+    draw = random.Random(seed)
+    count = (width + height) * rank
+    weights = struct.pack(f"<{count}f", *(draw.gauss(0, 1) for _ in range(count)))
+    table = (
+        tensor(f"{target}.lora_a", (width, rank), 0),
+        tensor(f"{target}.lora_b", (rank, height), 4 * width * rank),
+    )
+    return gguf(metadata, table, data_bytes=0) + weights
 
 
 def without_chat_template(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 import appliance
@@ -124,6 +125,11 @@ def report(pipe: int) -> Message:
             return found[0]
 
 
+def test_a_sign_of_life(forkserver: Forkserver) -> None:
+    forkserver.socket.sendall(encode(Hello(name="supervisor")) * 2)
+    assert [forkserver.next(), forkserver.next()] == [Hello(name="forkserver")] * 2
+
+
 def test_workers_whose_model_is_not_right(forkserver: Forkserver, folder: Path) -> None:
     missing = spec(folder, model_path=str(folder / "none.gguf"))
     changed = spec(folder, name="text-2", model_sha256="0" * 64)
@@ -156,6 +162,42 @@ def test_a_worker_that_is_killed_and_one_that_is_stopped(forkserver: Forkserver,
         finally:
             os.close(pipe)
         (folder / "engine.sock").unlink(missing_ok=True)
+
+
+def test_a_worker_opens_no_port_and_takes_over_stale_sockets(forkserver: Forkserver, folder: Path) -> None:
+    """The engine's own server would listen on TCP for anybody, and refuses to load over a socket that is there."""
+    for name in ("text-1.sock", "engine.sock"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+            stale.bind(str(folder / name))
+    pid, pipe = forkserver.spawn(spec(folder))
+    try:
+        assert isinstance(report(pipe), WorkerReady)
+        assert psutil.Process(pid).net_connections("inet") == []
+        for name in ("text-1.sock", "engine.sock"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.connect(str(folder / name))
+    finally:
+        os.close(pipe)
+    os.kill(pid, signal.SIGTERM)
+    assert forkserver.next() == Exited(pid=pid, status=0)
+
+
+def test_openmp_waits_passively() -> None:
+    """With active waiting, two threads on a busy host collapse a hundredfold; OpenMP asks once, when the engine is imported."""
+    code = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "xllamacpp":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Watch())
+import appliance.inference.preload
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "passive\n"
 
 
 SUPERVISOR = """

@@ -30,7 +30,21 @@ from appliance.inference.errors import (
 )
 from appliance.paths import Paths
 
-from .gguf_files import BOOL, METADATA, STRING, U16, gguf, pair, shipped_model, text
+from .gguf_files import (
+    ARRAY,
+    BOOL,
+    LORA_METADATA,
+    METADATA,
+    STRING,
+    U16,
+    U32,
+    array,
+    gguf,
+    lora,
+    pair,
+    shipped_model,
+    text,
+)
 
 OLD = gguf()
 NEW = gguf(METADATA[:-1])  # without its template
@@ -131,7 +145,7 @@ def test_a_name_that_is_taken(paths: Paths, source: Path) -> None:
 
 
 def test_a_name_that_ships(paths: Paths, source: Path) -> None:
-    name = next(iter(models.shipped()))
+    name = "coral-reef-chat"
     with pytest.raises(NameTaken, match="is the name of a model that ships"):
         library.add(paths, source, name=name)
     library.add(paths, source, name=name, replace=True)
@@ -157,10 +171,10 @@ UNUSABLE = {
         ModelRefused,
         "one of 3 parts",
     ),
-    "adapter": (
-        gguf([*METADATA, pair("general.type", STRING, text("adapter"))]),
+    "projector": (
+        gguf([*METADATA, pair("general.type", STRING, text("mmproj"))]),
         ModelRefused,
-        "not a model of its own but of type 'adapter'",
+        "not a model of its own but of type 'mmproj'",
     ),
     "encoder": (
         gguf([*METADATA, pair("llama.attention.causal", BOOL, b"\x00")]),
@@ -255,7 +269,7 @@ def test_remove(paths: Paths, source: Path) -> None:
     assert len(files(paths)) == 2
     with pytest.raises(ModelUnknown, match=r"no model is called 'mine'; there are: .*other"):
         library.remove(paths, "mine")
-    name = next(iter(models.shipped()))
+    name = "coral-reef-chat"
     with pytest.raises(ModelRefused, match="ships with Coral-Reef and cannot be removed"):
         library.remove(paths, name)
 
@@ -360,3 +374,73 @@ def test_a_choice_that_cannot_be_read(paths: Paths, content: bytes, caplog: pyte
     paths.model_choice.write_bytes(content)
     assert chosen_model(paths, "a") == "a"
     assert str(paths.model_choice) in caplog.text
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter(paths: Paths, tmp_path: Path) -> None:
+    source = tmp_path / "chef.gguf"
+    source.write_bytes(lora())
+    adapter, _ = library.add(paths, source, base="coral-reef-chat")
+    assert (adapter.name, adapter.entry.kind, adapter.entry.base) == ("chef", "adapter", "coral-reef-chat")
+    assert models.adapters_of(paths, "coral-reef-chat") == [adapter]
+    assert models.adapters_of(paths, "chef") == []
+    assert check_whole(paths) == {"chef"}
+    library.add(paths, shipped_model(), name="mine")
+    library.add(paths, source, name="poet", base="mine")
+    with pytest.raises(ModelRefused, match=r"mine has adapters: remove poet first"):
+        library.remove(paths, "mine")
+    library.remove(paths, "poet")
+    for number in range(models.ADAPTERS_LIMIT):
+        library.add(paths, source, name=f"style-{number}", base="mine")
+    assert len(models.adapters_of(paths, "mine")) == models.ADAPTERS_LIMIT
+    library.add(paths, source, name="style-0", base="mine", replace=True)
+    with pytest.raises(ModelRefused, match=r"mine has 16 adapters already: remove one first"):
+        library.add(paths, source, name="poet", base="mine")
+    for number in range(models.ADAPTERS_LIMIT):
+        library.remove(paths, f"style-{number}")
+    library.remove(paths, "mine")
+    library.remove(paths, "chef")
+    assert check_whole(paths) == set()
+
+
+def test_adapters_that_are_refused(paths: Paths, source: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "a.gguf"
+    adapter.write_bytes(lora())
+    other = tmp_path / "b.gguf"
+    activated = pair("adapter.alora.invocation_tokens", ARRAY, array(U32, [b"\1\0\0\0"]))
+    library.add(paths, source, name="tiny")
+    library.add(paths, adapter, name="chef", base="coral-reef-chat")
+    for file, content, base, words in (
+        (adapter, b"", "", "an adapter: say which model it is for, with --for MODEL"),
+        (adapter, b"", "none", "no model is called 'none'"),
+        (adapter, b"", "chef", "chef is no model that writes replies"),
+        (
+            adapter,
+            b"",
+            "tiny",
+            r"is made for another model: 1 of its tensors do not fit, as 'blk.0.attn_q.weight' \(tiny\)",
+        ),
+        (shipped_model(), b"", "coral-reef-chat", "a model of its own, no adapter: add it without --for"),
+        (other, lora(metadata=(*LORA_METADATA, activated)), "coral-reef-chat", "an adapter of type 'alora'"),
+        (other, lora(metadata=LORA_METADATA[:2]), "coral-reef-chat", "an adapter of type ''"),
+        (
+            other,
+            lora(
+                metadata=(
+                    LORA_METADATA[0],
+                    pair("general.architecture", STRING, text("qwen2")),
+                    *LORA_METADATA[2:],
+                )
+            ),
+            "coral-reef-chat",
+            "made for a qwen2 model, and coral-reef-chat is a llama",
+        ),
+        (other, lora()[:-5], "coral-reef-chat", "5 of its .* bytes are missing"),
+    ):
+        if content:
+            file.write_bytes(content)
+        with pytest.raises((ModelRefused, ModelUnknown), match=words):
+            library.add(paths, file, name="x", base=base)
+    assert check_whole(paths) == {"tiny", "chef"}

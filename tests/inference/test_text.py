@@ -15,6 +15,7 @@ from appliance.inference.errors import AdapterUnknown, EngineFailed, PromptTooLo
 from appliance.inference.text import TextEngine
 from appliance.paths import Paths
 from appliance.wire.messages import Finished, FinishReason, Generate, Sampling, Turn
+from tests.endless import add_endless_model
 
 SYSTEM = Turn("system", "You are Coral, the host of the Coral-Reef tower. You are kind and clear.")
 WINDOW = 512
@@ -29,6 +30,19 @@ def engine() -> Iterator[TextEngine]:
         )
         yield found
         del found._server  # its threads end here, not while the interpreter does
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def silent_engine() -> Iterator[TextEngine]:
+    """Its model writes nothing but tokens without text, and does not stop."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        model = add_endless_model(Path(folder) / "models", window_tokens=WINDOW, silent=True)
+        found = TextEngine(
+            model, Path(folder), slots=2, threads=1, context_tokens=WINDOW, batch_tokens=64, cache_mib=8
+        )
+        yield found
+        del found._server
         gc.collect()
 
 
@@ -105,6 +119,37 @@ def test_cancelled_while_it_writes(engine: TextEngine) -> None:
     written = Written(engine, ask("What are you?"), cancelled, max_tokens=200, temperature=2.0, seed=3)
     assert written.finished.finish_reason is FinishReason.CANCELLED
     assert len(written.pieces) == written.finished.usage.completion_tokens < 6
+
+
+@pytest.mark.parametrize("stop", [[], ["never said"]], ids=["free", "with a stop string"])
+def test_cancelled_while_it_writes_nothing_that_is_shown(silent_engine: TextEngine, stop: list[str]) -> None:
+    """It is asked at each token, whether it has text or not, and counts as progress."""
+    steps = silent_engine.steps
+    asked: list[bool] = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) == 50
+
+    written = Written(silent_engine, ask("What are you?"), cancelled, max_tokens=400, stop=stop)
+    assert written.finished.finish_reason is FinishReason.CANCELLED
+    assert written.pieces == []
+    assert 30 < written.finished.usage.completion_tokens < 50, "the rest was the prompt"
+    assert silent_engine.steps == steps + 50
+
+
+def test_text_that_may_become_a_stop_string_is_held_and_cancelled_all_the_same(engine: TextEngine) -> None:
+    whole = Written(engine, ask("What are you?"), max_tokens=40).text
+    asked: list[bool] = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) == 12
+
+    held = Written(engine, ask("What are you?"), cancelled, max_tokens=40, stop=[f"{whole[:40]} and no more"])
+    assert held.finished.finish_reason is FinishReason.CANCELLED
+    assert held.pieces == []
+    assert 5 < held.finished.usage.completion_tokens < 12
 
 
 def test_cancelled_while_it_reads(engine: TextEngine) -> None:

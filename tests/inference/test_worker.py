@@ -48,7 +48,7 @@ async def gateway() -> AsyncIterator[Connection[Any]]:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         model = add_endless_model(folder / "models")
-        settings = {
+        settings: dict[str, Any] = {
             "slots": 1,
             "threads": 1,
             "context_tokens": WINDOW_TOKENS,

@@ -52,7 +52,8 @@ def test_a_new_session(conversations: Conversations, session: Session) -> None:
     assert conversations.get(session.id) == session
     assert session.created_at == session.updated_at
     assert (session.persona_id, session.title) == ("persona", "")
-    assert len(session.id) == 22
+    assert session.id.startswith("ses-")
+    assert len(session.id) == 26
     assert conversations.history(session.id) == []
     assert conversations.create(session.owner, "persona").id != session.id
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.devices.errors import NoSuchTpu
 from appliance.inference.errors import ModelUnknown
+from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import (
     BAD_MESSAGES_LIMIT,
@@ -24,7 +26,7 @@ from appliance.supervisor.control import (
     PLACES_PERIOD_S,
     ControlSocket,
 )
-from appliance.supervisor.errors import NoSuchWorker, NotFixable
+from appliance.supervisor.errors import NoSuchWorker, NotFixable, SubsystemDead
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
 from appliance.wire.messages import (
@@ -48,6 +50,8 @@ from appliance.wire.messages import (
     Subscribe,
     SystemChanged,
     Topic,
+    TpuQuarantine,
+    TpuReset,
     WorkerRestart,
 )
 from tests.waiting import look_until
@@ -85,6 +89,12 @@ class SomeOrders:
 
     async def fix(self, repair_id: str) -> str:
         raise NotFixable("x" * 10_000)
+
+    async def reset_tpu(self, tpu_id: str) -> str:
+        return f"{tpu_id} was reset"
+
+    async def quarantine_tpu(self, tpu_id: str) -> str:
+        raise NoSuchTpu(f"no TPU is called {tpu_id!r}")
 
     async def load_model(self, request: ModelLoad, tell: Callable[[Message], None]) -> ModelLoaded:
         if request.model != "mine":
@@ -130,6 +140,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
     control = ControlSocket(
         folder / "control.sock",
         table,
+        InvokeLeases(limit=queue_limit),
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
@@ -242,6 +253,16 @@ async def test_loading_a_model(served: Served) -> None:
         )
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
+
+
+async def test_orders_for_tpus(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(TpuReset(request_id="r1", id="usb-1-1"))
+        assert await answer(peer) == Done(request_id="r1", detail="usb-1-1 was reset")
+        await peer.send(TpuQuarantine(request_id="r2", id="usb-9-9"))
+        assert await answer(peer) == Failure(
+            code="unknown_tpu", message="no TPU is called 'usb-9-9'", request_id="r2"
+        )
 
 
 async def test_a_lease_outlives_the_time_allowed_for_waiting(impatient: Served) -> None:
@@ -498,6 +519,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     control = ControlSocket(
         path,
         LeaseTable(queue_limit=1),
+        InvokeLeases(limit=1),
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
@@ -509,6 +531,14 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
     await connection.close()
     await control.close()
     assert not path.exists()
+
+
+async def test_it_proves_that_it_answers(served: Served) -> None:
+    await served.control.prove()
+    await look_until("who proved it has gone", lambda: not served.control._peers)
+    served.path.rename(served.path.with_name("elsewhere.sock"))
+    with pytest.raises(SubsystemDead, match="the control socket does not answer: "):
+        await served.control.prove()
 
 
 async def test_orders_are_carried_out_or_refused(served: Served) -> None:

@@ -9,13 +9,15 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from appliance.process import watchdog_period_s
+from appliance.supervisor.errors import SubsystemDead
 from appliance.supervisor.notify import EXTENSION_S, Notify, extend_timeout, feed_watchdog
 
 
@@ -91,6 +93,10 @@ def test_half_the_period(
     assert watchdog_period_s() == period_s
 
 
+async def all_well() -> None:
+    """Every subsystem lives."""
+
+
 async def test_the_watchdog_is_fed(
     systemd: socket.socket, notify: Notify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +104,7 @@ async def test_the_watchdog_is_fed(
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     systemd.setblocking(False)
     loop = asyncio.get_running_loop()
-    feeding = asyncio.create_task(feed_watchdog(notify, lambda: True))
+    feeding = asyncio.create_task(feed_watchdog(notify, all_well))
     times = []
     async with asyncio.timeout(5):
         for _ in range(4):
@@ -108,27 +114,70 @@ async def test_the_watchdog_is_fed(
     assert all(later - earlier > 0.03 for earlier, later in pairwise(times))
 
 
+async def dead() -> None:
+    raise SubsystemDead("the control socket does not answer")
+
+
+async def stuck() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (dead, "the control socket does not answer"),
+        (stuck, "a part of the supervisor has not answered within 0.0 s"),
+    ],
+)
 async def test_a_dead_subsystem_starves_the_watchdog(
-    systemd: socket.socket, notify: Notify, monkeypatch: pytest.MonkeyPatch
+    systemd: socket.socket,
+    notify: Notify,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Callable[[], Awaitable[None]],
+    said: str,
 ) -> None:
+    """It is not fed meanwhile, the reason is told, and it is fed again if that is over in time."""
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    alive = iter([True, True, False])
+    systemd.setblocking(False)
+    answers = [all_well, trouble, trouble, all_well, stuck]
+    fed: list[int] = []
+    asked = 0
+    done = asyncio.Event()
+
+    async def prove() -> None:
+        nonlocal asked
+        with suppress(BlockingIOError):
+            while systemd.recv(100) == b"WATCHDOG=1":
+                fed.append(asked)
+        if asked == 4:
+            done.set()
+        answer = answers[min(asked, 4)]
+        asked += 1
+        await answer()
+
+    feeding = asyncio.create_task(feed_watchdog(notify, prove))
     async with asyncio.timeout(5):
-        await feed_watchdog(notify, lambda: next(alive))
-    assert [systemd.recv(100), systemd.recv(100)] == [b"WATCHDOG=1"] * 2
+        await done.wait()
+    feeding.cancel()
+    assert fed == [1, 4], "after the first and the last of four"
+    assert caplog.messages[:2] == [said] * 2
 
 
-async def test_no_watchdog(notify: Notify, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subsystems_are_looked_at_without_a_watchdog(
+    notify: Notify, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    asked: list[bool] = []
+    asked = asyncio.Event()
 
-    def alive() -> bool:
-        asked.append(True)
-        return True
+    async def prove() -> None:
+        asked.set()
 
-    await feed_watchdog(notify, alive)
-    assert asked == []
+    feeding = asyncio.create_task(feed_watchdog(notify, prove))
+    async with asyncio.timeout(5):
+        await asked.wait()
+    feeding.cancel()
 
 
 async def test_a_stop_that_takes_its_time(systemd: socket.socket, notify: Notify) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.supervisor.errors import AlreadyRunning
-from appliance.supervisor.service import StateLock
+from appliance.config.load import load
+from appliance.paths import Paths
+from appliance.supervisor.errors import AlreadyRunning, SubsystemDead
+from appliance.supervisor.service import StateLock, Supervisor
 from appliance.supervisor.workers import NEXT, describe_exit, resident_bytes
 from appliance.wire.messages import WorkerState
 
@@ -76,6 +79,14 @@ def test_one_supervisor_a_folder(tmp_path: Path) -> None:
         assert lock.read_text() == f"{os.getpid()}\n"
     with StateLock(lock):
         assert lock.exists()
+
+
+async def test_a_worker_that_nobody_looks_after(tmp_path: Path) -> None:
+    supervisor = Supervisor(Paths.under(tmp_path), load(Paths.under(tmp_path)))
+    supervisor._tasks["text-1"] = asyncio.create_task(asyncio.sleep(0))
+    await supervisor._tasks["text-1"]
+    with pytest.raises(SubsystemDead, match="nobody looks after worker text-1 any more"):
+        await supervisor._prove()
 
 
 def test_the_lock_of_a_process_that_is_killed(tmp_path: Path) -> None:

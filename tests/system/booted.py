@@ -115,12 +115,15 @@ class Booted:
         self.wait_for_leases(0, within_s=within_s)
 
     def worker_pid(self) -> int:
-        """The process of the one worker, once it is ready."""
+        """The process of the one worker that writes, once it is ready."""
         return int(wait_for("a worker is ready", self._ready_worker, within_s=START_TIMEOUT_S)["pid"])
 
+    def text_workers(self) -> list[dict[str, Any]]:
+        """The workers that write replies."""
+        return [each for each in self.status()["workers"] if each["kind"] == "text"]
+
     def _ready_worker(self) -> dict[str, Any] | None:
-        workers: list[dict[str, Any]] = self.status()["workers"]
-        return next((each for each in workers if each["state"] == "ready"), None)
+        return next((each for each in self.text_workers() if each["state"] == "ready"), None)
 
     def pids(self, title: str) -> list[int]:
         """Our processes whose title is `coral-reef: TITLE...`."""
@@ -199,6 +202,18 @@ def configure(state: Path, appliance_toml: str = "", *, endless_model: bool = Fa
     (state / "etc/appliance.toml").write_text(text, "utf-8")
 
 
+def command(appliance: Booted, *words: str) -> subprocess.CompletedProcess[str]:
+    """`coral-reef WORDS` on this appliance."""
+    return subprocess.run(
+        [*COMMAND, *words, "--state", str(appliance.state)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 def free_port() -> int:
     """A port where nobody listens at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -206,14 +221,17 @@ def free_port() -> int:
         return port
 
 
-def start(state: Path, *, log_file: Path, port: int | None = 0) -> Booted:
-    """Starts `coral-reef run` in a session of its own and does not wait for anything. No port: what the owner's files say."""
+def start(
+    state: Path, *, log_file: Path, port: int | None = 0, more: Mapping[str, str] | None = None
+) -> Booted:
+    """Starts `coral-reef run` in a session of its own and does not wait for anything. No port: what the owner's files say. `more`
+    goes into its environment."""
     option = [] if port is None else ["--port", str(port)]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             [*COMMAND, "run", "--state", str(state), *option],
             cwd=ROOT,
-            env=environment({MARK: str(state)}),
+            env=environment({MARK: str(state), **(more or {})}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -223,9 +241,9 @@ def start(state: Path, *, log_file: Path, port: int | None = 0) -> Booted:
 
 
 @contextmanager
-def booted(state: Path) -> Iterator[Booted]:
+def booted(state: Path, *, more: Mapping[str, str] | None = None) -> Iterator[Booted]:
     """A healthy appliance on `state`; at the end it is stopped and must have stopped well."""
-    appliance = start(state, log_file=state / "log")
+    appliance = start(state, log_file=state / "log", more=more)
     RUNNING.append(appliance)
     try:
         appliance.wait_until_healthy()

@@ -14,6 +14,9 @@ from .booted import Booted
 
 Event = dict[str, Any]
 
+#: What happens to the appliance, not to a reply.
+SYSTEM_EVENTS = ("repair", "worker", "tpu", "events_lost")
+
 
 def question(message: str = "Hello", **more: Any) -> dict[str, Any]:
     """The body of a chat."""
@@ -68,9 +71,20 @@ async def websocket(appliance: Booted) -> AsyncIterator[ClientConnection]:
 
 
 async def receive(socket: ClientConnection) -> Event:
-    """The next message."""
-    event: Event = json.loads(await socket.recv())
-    return event
+    """The next message of a reply: what an administrator is told of the appliance comes at any time between."""
+    while True:
+        event: Event = json.loads(await socket.recv())
+        if event["payload"].get("event") not in SYSTEM_EVENTS:
+            return event
+
+
+async def receive_system_event(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    """The data of the next event of this kind."""
+    while True:
+        payload: dict[str, Any] = json.loads(await socket.recv())["payload"]
+        if payload.get("event") == kind:
+            data: dict[str, Any] = payload["data"]
+            return data
 
 
 async def receive_reply(socket: ClientConnection) -> list[Event]:

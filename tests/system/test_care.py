@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import wait_for, wait_until
 
-from .booted import COMMAND, ROOT, Booted, booted, configure, environment
-from .talk import chat_message, receive, receive_reply, text_of, websocket
+from .booted import COMMAND, ROOT, Booted, booted, command, configure, environment
+from .talk import chat_message, receive, receive_reply, receive_system_event, text_of, websocket
+from .test_gateways import Load
 
 pytestmark = pytest.mark.system
 
@@ -32,18 +34,6 @@ def endless(state: Path) -> Iterator[Booted]:
     configure(state, "[supervisor]\ndrain_s = 60\n", endless_model=True)
     with booted(state) as found:
         yield found
-
-
-def command(appliance: Booted, *words: str) -> subprocess.CompletedProcess[str]:
-    """`coral-reef WORDS` on this appliance."""
-    return subprocess.run(
-        [*COMMAND, *words, "--state", str(appliance.state)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def repairs(appliance: Booted) -> list[dict[str, Any]]:
@@ -89,6 +79,22 @@ async def test_a_worker_that_only_waits_does_not_stall(endless: Booted) -> None:
     assert await asyncio.to_thread(endless.worker_pid) == worker
 
 
+async def test_a_forkserver_that_hangs_is_replaced(endless: Booted) -> None:
+    """It would not tell of its workers' ends, nor fork others; they end with it."""
+    (forkserver,) = await asyncio.to_thread(endless.pids, "forkserver")
+    worker = await asyncio.to_thread(endless.worker_pid)
+    os.kill(forkserver, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+
+    def replaced() -> bool:
+        return len(now := endless.pids("forkserver")) == 1 and now != [forkserver]
+
+    await wait_until("there is another", replaced, within_s=HEALED_WITHIN_S)
+    reply = await asyncio.to_thread(endless.chat, max_tokens=10)
+    assert reply["usage"]["completion_tokens"] == 10
+    assert "the forkserver has not answered for" in endless.log
+
+
 async def test_a_restart_lets_replies_end(endless: Booted) -> None:
     worker = await asyncio.to_thread(endless.worker_pid)
     async with websocket(endless) as socket:
@@ -110,7 +116,7 @@ def test_a_worker_of_another_name(appliance: Booted) -> None:
     done = command(appliance, "worker", "restart", "nobody")
     assert (done.returncode, done.stderr) == (
         1,
-        "coral-reef: no worker is called 'nobody'; there are: text-1\n",
+        "coral-reef: no worker is called 'nobody'; there are: text-1, cpu-1\n",
     )
 
 
@@ -161,6 +167,53 @@ def test_a_good_reload_and_a_bad_one(endless: Booted) -> None:
     wait_for("SIGHUP reloads", lambda: endless.log.count(again) == 2, within_s=HEALED_WITHIN_S)
 
 
+@pytest.mark.timeout(300)
+def test_a_reload_reaches_the_gateway(state: Path) -> None:
+    """Its processes are replaced, once and only when it concerns them, and nobody who talks to it notices."""
+    configure(state, "[gateway]\nprocesses = 2\n")
+    with booted(state) as appliance:
+        first = set(appliance.pids("gateway"))
+        with Load(appliance) as load:
+            load.wait_for_more()
+            configure(state, "[gateway]\nprocesses = 3\n[chat]\nmax_tokens = 7\n")
+            assert command(appliance, "reload").stdout == (
+                "changed: gateway.processes, chat.max_tokens; gateway processes that know gateway.processes, chat.max_tokens "
+                "take the place of those that serve\n"
+            )
+
+            def replaced() -> bool:
+                now = set(appliance.pids("gateway"))
+                return len(now) == 3 and not now & first
+
+            wait_for("all are replaced", replaced, within_s=HEALED_WITHIN_S)
+            load.wait_for_more()
+        load.check()
+        second = set(appliance.pids("gateway"))
+        assert appliance.chat("Tell me a long story")["usage"]["completion_tokens"] <= 7
+        configure(state, "[gateway]\nprocesses = 3\n[chat]\nmax_tokens = 7\n[scheduler]\nqueue_limit = 9\n")
+        assert command(appliance, "reload").stdout == "changed: scheduler.queue_limit\n"
+        configure(state, "[gateway]\nprocesses = 1\n[scheduler]\nqueue_limit = 9\n")
+        assert command(appliance, "reload").returncode == 0
+        wait_for("one is left", lambda: len(appliance.pids("gateway")) == 1, within_s=HEALED_WITHIN_S)
+        assert not set(appliance.pids("gateway")) & second
+        configure(state, "[gateway]\nprocesses = 2\n")
+        (supervisor,) = appliance.pids("supervisor")
+        os.kill(supervisor, signal.SIGKILL)  # the next one reads them at its start
+        wait_for("they follow it too", lambda: len(appliance.pids("gateway")) == 2, within_s=HEALED_WITHIN_S)
+        assert re.findall(r"(\d+) new gateway processes take the place", appliance.log) == ["3", "1", "2"]
+
+
+def test_a_change_of_where_it_listens(appliance: Booted) -> None:
+    file = appliance.state / "etc/network.yaml"
+    file.write_text("mode: local\napi:\n  port: 8099\n", "utf-8")
+    try:
+        done = command(appliance, "reload")
+        assert done.stdout == "changed: api.port; not before the next start: api.port\n", done
+    finally:
+        file.unlink()
+    assert command(appliance, "reload").returncode == 0
+
+
 async def test_a_reload_with_another_engine_setting_drops_no_reply(endless: Booted) -> None:
     file = endless.state / "etc/appliance.toml"
     before = file.read_text("utf-8")
@@ -176,11 +229,11 @@ async def test_a_reload_with_another_engine_setting_drops_no_reply(endless: Boot
         assert events[-1]["type"] == "done", events[-1]
 
     def replaced() -> bool:
-        return len(endless.status()["workers"]) == 1
+        return len(endless.text_workers()) == 1
 
     await asyncio.to_thread(wait_for, "the one before has ended", replaced, within_s=HEALED_WITHIN_S)
     assert worker not in await asyncio.to_thread(endless.processes)
-    (now,) = (await asyncio.to_thread(endless.status))["workers"]
+    (now,) = await asyncio.to_thread(endless.text_workers)
     assert (now["name"], now["slots"]) == ("text-2", 3)
 
     file.write_text(before.replace('"endless"', '"nobody"'), "utf-8")
@@ -195,7 +248,7 @@ async def test_a_reload_with_another_engine_setting_drops_no_reply(endless: Boot
 def test_workers_as_json(appliance: Booted) -> None:
     done = command(appliance, "worker", "list", "--json")
     assert done.returncode == 0, done.stderr
-    (worker,) = json.loads(done.stdout)
+    worker, *_ = json.loads(done.stdout)
     assert (worker["name"], worker["state"]) == ("text-1", "ready")
 
 
@@ -225,3 +278,27 @@ def test_the_log_is_read_from_another_terminal(appliance: Booted) -> None:
 def _opened(pid: int, appliance: Booted) -> bool:
     file = appliance.state / "logs/coral-reef.log"
     return file in {each.resolve() for each in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+async def test_an_administrator_hears_of_it_at_once(endless: Booted) -> None:
+    """Over the WebSocket, of a worker that is started anew and of a configuration that is refused."""
+    worker = await asyncio.to_thread(endless.worker_pid)
+    file = endless.state / "etc/appliance.toml"
+    before = file.read_text("utf-8")
+    async with websocket(endless) as socket, asyncio.timeout(HEALED_WITHIN_S):
+        await socket.send('{"type": "ping", "payload": {}}')
+        assert (await receive(socket))["type"] == "pong"
+        os.kill(worker, signal.SIGKILL)
+        states = []
+        while "ready" not in states:
+            changed = await receive_system_event(socket, "worker")
+            assert changed["name"] == "text-1"
+            states.append(changed["state"])
+        assert states == ["waiting", "starting", "ready"]
+        file.write_text(before + "\n[scheduler]\nqueue_limit = 0\n", "utf-8")
+        assert (await asyncio.to_thread(command, endless, "reload")).returncode == 78
+        repair = await receive_system_event(socket, "repair")
+        assert (repair["id"], repair["gone"]) == ("configuration_refused:files", False)
+        file.write_text(before, "utf-8")
+        assert (await asyncio.to_thread(command, endless, "reload")).returncode == 0
+        assert await receive_system_event(socket, "repair") == {**repair, "gone": True}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from .booted import COMMAND, ROOT, Booted, booted, environment
+from tests.endless import NAME, add_endless_model
+
+from .booted import COMMAND, ROOT, Booted, booted, configure, environment
+from .talk import events_in, question, session_of
 from .terminal import CTRL_C, CTRL_D, Terminal, terminal
 
 pytestmark = pytest.mark.system
@@ -53,6 +57,22 @@ def chatting(appliance: Booted, *arguments: str) -> Iterator[Terminal]:
     with terminal(command, cwd=ROOT, env=environment()) as found:
         found.expect(PROMPT)
         yield found
+
+
+def seen(screen: Terminal) -> str:
+    """What a person sees who looks now: what was written over is gone."""
+    lines = []
+    for line in screen.screen.split("\n"):
+        cells: list[str] = []
+        at = 0
+        for each in line:
+            if each == "\r":
+                at = 0
+            else:
+                cells[at : at + 1] = each
+                at += 1
+        lines.append("".join(cells))
+    return "\n".join(lines)
 
 
 # --- in a terminal ------------------------------------------------------------------------------------------------
@@ -131,6 +151,63 @@ def test_a_reply_appears_as_it_is_written_and_ctrl_c_cancels_it(endless_applianc
     endless_appliance.wait_until_idle()
 
 
+def test_the_place_in_the_queue_is_shown_while_it_lasts(endless_appliance: Booted) -> None:
+    """A second question of a conversation waits for the first."""
+    with endless_appliance.client() as client, ExitStack() as first:
+        response = first.enter_context(client.stream("POST", "/api/v1/chat/stream", json=question()))
+        events = events_in(response.iter_lines())
+        session = session_of([next(events)])
+        with chatting(endless_appliance, "finn", "--session", session) as screen:
+            for _ in range(2):
+                screen.type("Hello\n")
+                screen.expect(r"\[place 1 in the queue\]")
+                screen.type(CTRL_C)
+                screen.expect(r" \[cancelled\]\n")
+                screen.expect(PROMPT)
+            endless_appliance.wait_for_leases(1)
+            assert "queue" not in seen(screen)
+            screen.type("Hello\n")
+            screen.expect(r"\[place 1 in the queue\]")
+            first.close()
+            screen.expect(r"\w{3}")
+            screen.type(CTRL_C)
+            screen.expect(r"\[cancelled\]\n")
+            assert "queue" not in seen(screen)
+            assert "Traceback" not in screen.screen
+    endless_appliance.wait_until_idle()
+
+
+def test_how_far_a_long_question_was_read_is_shown_while_it_lasts(state: Path) -> None:
+    settings = f'[text]\nmodel = "{NAME}"\n[chat]\nmax_tokens = 30\n[gateway]\nmessage_limit_chars = 30000\n'
+    configure(state, settings)
+    add_endless_model(state / "models")
+
+    def long_question(start: str) -> list[str]:
+        return ["chat", "finn", "-m", f"{start} " + "tide and moon " * 1_800]
+
+    with booted(state) as appliance:
+        command = [*COMMAND, *long_question("First"), "--state", str(state)]
+        with terminal(command, cwd=ROOT, env=environment()) as screen:
+            screen.expect(r"\[reading, \d+ %\]")
+            screen.type(CTRL_C)
+            assert screen.wait() == 130
+            assert "reading" not in seen(screen)
+            assert "Traceback" not in screen.screen
+        appliance.wait_until_idle()
+        command = [*COMMAND, *long_question("Second"), "--state", str(state)]
+        with terminal(command, cwd=ROOT, env=environment()) as screen:
+            screen.expect(r"\[reading, \d+ %\]")
+            assert screen.wait(within_s=90) == 0
+            assert re.search(r"\w{3}", seen(screen))
+            assert "reading" not in seen(screen)
+        events = coral_reef(state, *long_question("Third"), "--json")
+        assert '"progress"' in events.stdout
+        finished = coral_reef(state, *long_question("Fourth"))
+        assert finished.returncode == 0
+        assert "\r" not in finished.stdout
+        assert "[" not in finished.stdout.replace("[cut off: too long]", "")
+
+
 def test_ctrl_c_ends_a_single_question(endless_appliance: Booted) -> None:
     command = [*COMMAND, "chat", "finn", "-m", "Hello", "--state", str(endless_appliance.state)]
     with terminal(command, cwd=ROOT, env=environment()) as screen:
@@ -169,7 +246,7 @@ def test_one_question_as_json(appliance: Booted) -> None:
     events = [json.loads(line) for line in finished.stdout.splitlines()]
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-1]) == ("system", "done")
-    assert set(kinds[1:-1]) == {"token"}
+    assert set(kinds[1:-1]) == {"token", "persona_emotion"}
     # A script goes on with the conversation that it was told.
     session = events[0]["payload"]["data"]["session_id"]
     again = coral_reef(appliance.state, "chat", "finn", "--json", "--session", session, "-m", "Who are you?")
@@ -287,7 +364,9 @@ def test_wrong_use(arguments: tuple[str, ...]) -> None:
 def test_status(appliance: Booted) -> None:
     finished = coral_reef(appliance.state, "status")
     assert (finished.returncode, finished.stderr) == (0, "")
-    assert "is ready: 1 of 1 workers ready (coral-reef-chat); mode local" in finished.stdout
+    assert re.search(
+        r"is ready: \d of 2 workers ready \(coral-reef-chat\b[^)]*\); mode local", finished.stdout
+    )
     assert "text-1" in finished.stdout
     assert "coral-reef-chat" in finished.stdout
     assert "warning" not in finished.stdout
@@ -299,8 +378,9 @@ def test_status_as_json(appliance: Booted) -> None:
     status = json.loads(finished.stdout)
     assert status["ready"] is True
     assert status["pid"] in appliance.pids("supervisor")
-    assert [worker["state"] for worker in status["workers"]] == ["ready"]
-    assert status["workers"][0]["pid"] in appliance.pids("worker")
+    text, *_ = status["workers"]
+    assert (text["kind"], text["state"]) == ("text", "ready")
+    assert text["pid"] in appliance.pids("worker text")
 
 
 def test_models(appliance: Booted) -> None:

@@ -51,6 +51,15 @@ class Load:
         before = len(self.acknowledged)
         wait_for("the clients are served", lambda: len(self.acknowledged) > before + 4, within_s=60)
 
+    def check(self) -> None:
+        """No connection was refused, and every turn that a client was told of is in its history."""
+        assert not [outcome for outcome in self.outcomes if outcome.startswith("refused")], self.outcomes
+        with self._appliance.client() as client:
+            for session, message in self.acknowledged:
+                messages = client.get(f"/api/v1/chat/history/{session}").json()["messages"]
+                assert [each["content"] for each in messages[:1]] == [message]
+                assert len(messages) == 2
+
     def _run(self, number: int) -> None:
         asked = 0
         while not self._stop.is_set():
@@ -111,12 +120,7 @@ def test_gateways_end_one_after_the_other_under_load(two: Booted) -> None:
                 os.kill(pid, number)
                 wait_until_replaced(two, pid)
         load.wait_for_more()
-    assert not [outcome for outcome in load.outcomes if outcome.startswith("refused")], load.outcomes
-    with two.client() as client:
-        for session, message in load.acknowledged:
-            messages = client.get(f"/api/v1/chat/history/{session}").json()["messages"]
-            assert [each["content"] for each in messages[:1]] == [message]
-            assert len(messages) == 2
+    load.check()
     two.wait_until_idle(within_s=30)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -13,7 +14,7 @@ import pytest
 
 from appliance.inference import library
 from appliance.paths import Paths
-from tests.inference.gguf_files import shipped_model, without_chat_template
+from tests.inference.gguf_files import lora, shipped_model, without_chat_template
 from tests.waiting import wait_for
 
 from .booted import START_TIMEOUT_S, Booted, booted, configure, start
@@ -31,7 +32,7 @@ def add(appliance: Booted, name: str, *more: str, file: Path | None = None) -> N
 
 
 def workers(appliance: Booted) -> dict[str, dict[str, object]]:
-    return {each["name"]: each for each in appliance.status()["workers"]}
+    return {each["name"]: each for each in appliance.text_workers()}
 
 
 async def one_stream(session: aiohttp.ClientSession, begun: asyncio.Event) -> list[Event]:
@@ -75,7 +76,7 @@ async def test_another_model_takes_over_and_no_stream_is_dropped(state: Path) ->
         await asyncio.to_thread(
             wait_for, "the old worker is gone", lambda: set(workers(appliance)) == {"text-2"}
         )
-        assert len(appliance.pids("worker")) == 1
+        assert len(appliance.pids("worker text")) == 1
         status = await asyncio.to_thread(appliance.status)
         assert (status["model"], status["configured_model"], status["leases"]) == ("short", "endless", 0)
         shown = await asyncio.to_thread(coral_reef, state, "status")
@@ -207,3 +208,58 @@ def test_a_model_that_is_added_after_the_start(state: Path) -> None:
         appliance.stop()
     finally:
         appliance.destroy()
+
+
+async def test_an_adapter_of_the_owner(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chef.gguf"
+    file.write_bytes(lora())
+    configure(state, endless_model=True)
+    with booted(state) as appliance:
+        added = await asyncio.to_thread(
+            coral_reef, state, "model", "add", str(file), "--for", "endless", "--load"
+        )
+        assert added.returncode == 0, added
+        assert "adapter of    endless" in added.stdout
+        assert "endless writes the replies now: worker text-2" in added.stdout
+        greedy: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
+
+        def say(**more: Any) -> str:
+            return str(appliance.chat(**greedy, **more)["content"])
+
+        plain = await asyncio.to_thread(say)
+        assert await asyncio.to_thread(say, adapter="chef") != plain
+        assert await asyncio.to_thread(say) == plain
+        async with aiohttp_client(appliance) as session:
+            async with session.post("/api/v1/chat", json=question(adapter="monk")) as refused:
+                problem = await refused.json()
+            assert (refused.status, problem["code"]) == (404, "unknown_adapter")
+            assert "there are: chef" in problem["detail"]
+            # One adapter at a time: who wants another waits, and says so.
+            begun = asyncio.Event()
+            running = asyncio.create_task(one_stream(session, begun))
+            await asyncio.wait_for(begun.wait(), 60)
+            async with session.post(
+                "/api/v1/chat/stream", json=question(adapter="chef", **greedy)
+            ) as response:
+                events = [event async for event in events_of(response)]
+            assert events[1]["payload"]["event"] == "queued", events[:3]
+            assert events[-1]["type"] == "done"
+            assert running.done()
+            assert (await running)[-1]["type"] == "done"
+        # Damaged on the disk: the model goes on without it.
+        (copy,) = (state / "models").glob("chef.*")
+        copy.write_bytes(file.read_bytes()[:-1])
+        done = await asyncio.to_thread(coral_reef, state, "worker", "restart", "text-2")
+        assert done.returncode == 0, done
+        (repair,) = (await asyncio.to_thread(appliance.status))["repairs"]
+        assert (repair["id"], repair["severity"]) == ("adapter_unusable:chef", "error")
+        assert "manifest says" in repair["what"]
+        assert await asyncio.to_thread(say) == plain
+        with appliance.client() as client:
+            answer = await asyncio.to_thread(client.post, "/api/v1/chat", json=question(adapter="chef"))
+        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_adapter")
+        for command in (("remove", "chef"), ("load", "endless")):
+            done = await asyncio.to_thread(coral_reef, state, "model", *command)
+            assert done.returncode == 0, done
+        assert not (await asyncio.to_thread(appliance.status))["repairs"]
+        assert await asyncio.to_thread(say) == plain

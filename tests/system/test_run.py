@@ -528,7 +528,7 @@ def test_a_damaged_model_is_told(state: Path) -> None:
         assert not appliance.healthy()
 
         def told() -> bool:  # between two attempts; while it starts once more it has nothing to say
-            (worker,) = appliance.status()["workers"]
+            (worker,) = appliance.text_workers()
             assert worker["state"] != "ready"
             return "SHA-256" in str(worker["detail"])
 

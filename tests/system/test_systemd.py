@@ -7,50 +7,42 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import wait_for, wait_until_gone
 
+from .installed import (
+    GATEWAY,
+    MARKS,
+    SERVED_AGAIN_WITHIN_S,
+    SERVICES,
+    SOCKET,
+    SUPERVISOR,
+    TARGET,
+    enable,
+    environment_of,
+    main_pid,
+    served,
+    status_of,
+    wait_until_ready,
+)
 from .nspawn import HOME, Machine
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif("CORAL_REEF_FRESH_DEBIAN" in os.environ, reason="namespaces in namespaces"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="systemd-nspawn is root's"),
-]
+pytestmark = MARKS
 
-SUPERVISOR, GATEWAY, SOCKET, TARGET = (
-    "coral-reef.service",
-    "coral-reef-gateway.service",
-    "coral-reef-gateway.socket",
-    "coral-reef.target",
-)
-SERVICES = (SUPERVISOR, GATEWAY)
+#: What udev wants when an Edge TPU comes.
+TPU_TARGET = "coral-reef-tpu.target"
 
 #: What `systemd-analyze security` may say at most.
 EXPOSURE_LIMIT = 2.0
 
-#: How long until it serves again, whatever was killed; the machine may be busy.
-SERVED_AGAIN_WITHIN_S = 60.0
-
 STOP_WITHIN_S = 60.0
-
-#: Asks for a reply of some words, and prints what came.
-CHAT = """
-import httpx, pathlib, sys
-key = pathlib.Path("/var/lib/coral-reef/admin.key").read_text().strip()
-reply = httpx.post(
-    "http://127.0.0.1:8080/api/v1/chat",
-    json={"persona_id": "finn", "message": "Hello"},
-    headers={"Authorization": f"Bearer {key}"},
-    timeout=60,
-)
-print(reply.status_code, reply.json().get("content", reply.text))
-"""
 
 #: Asks for the health over a fresh connection again and again until standard input ends; prints what was not an answer.
 ASK_ON = """
@@ -71,56 +63,15 @@ print("asked", asked, flush=True)
 @pytest.fixture(scope="module")
 def running(machine: Machine) -> Machine:
     """A machine whose owner has enabled the appliance and seen it start."""
-    for unit in SERVICES:
-        # Titles would overwrite the environment that the kernel shows.
-        folder = machine.root / f"run/systemd/system/{unit}.d"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "environment.conf").write_text("[Service]\nEnvironment=SPT_NOENV=1\n")
-    machine.run("systemctl", "daemon-reload")
-    machine.run("systemctl", "stop", *SERVICES, SOCKET)
-    machine.run("systemctl", "enable", "--now", TARGET)
-    wait_until_ready(machine)
+    enable(machine)
     return machine
-
-
-def wait_until_ready(machine: Machine) -> None:
-    def ready() -> bool:
-        done = machine.run("coral-reef", "status", "--json", check=False)
-        return done.returncode == 0 and bool(json.loads(done.stdout)["ready"])
-
-    wait_for("a worker is ready", ready, within_s=SERVED_AGAIN_WITHIN_S)
-
-
-def served(machine: Machine) -> None:
-    """A whole reply through the gateway."""
-    said = machine.python(CHAT)
-    assert re.match(r"200 \S", said), said
-
-
-def main_pid(machine: Machine, unit: str) -> int:
-    """The unit's main process, by this machine's process ids."""
-    inside = int(machine.show(unit, "MainPID"))
-    for pid in machine.processes():
-        if status_of(pid)["NSpid"].split()[-1] == str(inside):
-            return pid
-    raise AssertionError(f"{unit} has no main process")
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
-    return dict(line.split(":\t", 1) for line in lines)
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    items = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return dict(item.decode("utf-8", "replace").split("=", 1) for item in items if b"=" in item)
 
 
 # --- before it runs -----------------------------------------------------------------------------------------------
 
 
 def test_verify_prints_nothing(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET)
+    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET, TPU_TARGET)
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -152,12 +103,12 @@ def test_the_installed_tree(machine: Machine) -> None:
 
 def test_users_and_folders(machine: Machine) -> None:
     groups = {
-        user: machine.out("id", "--name", "--groups", user).split()
+        user: [user, *sorted({*machine.out("id", "--name", "--groups", user).split()} - {user})]
         for user in ("coral-reef", "coral-worker", "coral-gateway")
     }
     assert groups == {
-        "coral-reef": ["coral-reef"],
-        "coral-worker": ["coral-worker"],
+        "coral-reef": ["coral-reef", "apex", "plugdev"],
+        "coral-worker": ["coral-worker", "apex", "plugdev"],
         "coral-gateway": ["coral-gateway", "coral-reef"],
     }
     folders = (
@@ -186,11 +137,28 @@ def test_start_returns_when_it_serves(machine: Machine) -> None:
     served(machine)
 
 
+def test_a_tpu_starts_what_is_enabled(running: Machine) -> None:
+    running.run("systemctl", "stop", *SERVICES, SOCKET, TARGET)
+    running.run("systemctl", "start", TPU_TARGET)  # as for SYSTEMD_WANTS of a device
+    wait_until_ready(running)
+    assert running.out("systemctl", "is-active", TARGET) == "active"
+    assert (running.root / "usr/lib/udev/rules.d/65-coral-reef-tpu.rules").is_file()
+
+
+def test_the_devices_within_reach(running: Machine) -> None:
+    """No udev and no /sys of its own in there, but the supervisor looks all the same; of /dev it may open TPUs alone."""
+    wait_until_ready(running)
+    found = json.loads(running.out("coral-reef", "tpu", "list", "--json"))
+    assert (found["tpus"], found["hotplug"]) == ([], "polled")
+    allowed = running.show(SUPERVISOR, "DeviceAllow")
+    assert {line.split()[0] for line in allowed.splitlines()} >= {"char-usb_device", "char-apex"}
+    assert running.show(SUPERVISOR, "DevicePolicy") == "closed"
+
+
 def test_the_status_line(running: Machine) -> None:
     wait_until_ready(running)
-    assert 'Status: "1 of 1 workers ready (coral-reef-chat)"' in running.out(
-        "systemctl", "status", SUPERVISOR
-    )
+    shown = running.out("systemctl", "status", SUPERVISOR)
+    assert re.search(r'Status: "\d of 2 workers ready \(coral-reef-chat\b', shown), shown
     shown = running.out("systemctl", "status", GATEWAY)
     assert re.search(r'Status: "(\d+) of \1 processes serve"', shown), shown
 
@@ -201,6 +169,10 @@ def test_who_runs_as_whom(running: Machine) -> None:
         name: int(running.out("id", "--user", name))
         for name in ("coral-reef", "coral-worker", "coral-gateway")
     }
+    device_groups = sorted(
+        (running.out("getent", "group", name).split(":")[2] for name in ("coral-worker", "plugdev", "apex")),
+        key=int,
+    )
     expected = {
         "supervisor": "coral-reef",
         "forkserver": "coral-worker",
@@ -227,13 +199,36 @@ def test_who_runs_as_whom(running: Machine) -> None:
             assert "CORAL_REEF_WORKER_USER" in names, "its environment cannot be seen"
             assert not names & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "CREDENTIALS_DIRECTORY"}
             assert not any(name.startswith("DBUS") for name in names)
-            assert status["Groups"].split() == [], title
+            assert status["Groups"].split() == device_groups, title
     assert seen == set(expected)
+
+
+EMBED = """
+import httpx, pathlib
+key = pathlib.Path("/var/lib/coral-reef/admin.key").read_text().strip()
+answer = httpx.post(
+    "http://127.0.0.1:8080/api/v1/embeddings",
+    json={"input": ["the tide", "a tower"]},
+    headers={"Authorization": f"Bearer {key}"},
+    timeout=60,
+)
+print(answer.status_code, answer.text)
+"""
+
+
+def test_embeddings_from_inside_the_sandbox(running: Machine) -> None:
+    wait_until_ready(running)
+    status, _, body = running.python(EMBED).partition(" ")
+    assert status == "200", body
+    found = json.loads(body)
+    assert found["ran_on"] == ["cpu"]
+    assert len(found["data"]) == 2
+    assert all(any(each["embedding"]) for each in found["data"])
 
 
 def test_what_each_cannot_reach(running: Machine) -> None:
     """Seen from inside the sandbox of each process."""
-    worker, gateway = running.pid("worker"), running.pid("parent")
+    worker, gateway = running.pid("worker text"), running.pid("parent")
     database = "var/lib/coral-reef/coral-reef.db"
     assert (Path(f"/proc/{gateway}/root") / database).exists()
     assert not (Path(f"/proc/{worker}/root") / database).exists()
@@ -286,30 +281,6 @@ def test_the_supervisor_hangs(running: Machine) -> None:
         in running.show(SUPERVISOR, "Result") + running.journal(100, f"--unit={SUPERVISOR}").lower()
     )
     served(running)
-
-
-@pytest.mark.parametrize("title", ["supervisor", "forkserver", "worker", "parent", "gateway"])
-def test_a_process_is_killed(running: Machine, title: str) -> None:
-    """No orphan, and it serves again."""
-    wait_until_ready(running)
-    before = running.ours()
-    victim = next(pid for pid, line in before.items() if line.startswith(f"coral-reef: {title}"))
-    below = {
-        "supervisor": ("supervisor", "forkserver", "worker"),
-        "forkserver": ("forkserver", "worker"),
-        "parent": ("parent", "gateway"),
-    }.get(title, ())
-    doomed = {
-        pid for pid, line in before.items() if line.removeprefix("coral-reef: ").split()[0] in below
-    } | {victim}
-    os.kill(victim, signal.SIGKILL)
-    wait_for("all that belonged to it has ended", lambda: not doomed & set(running.processes()))
-
-    def again() -> bool:
-        return running.run(HOME / "bin/python", "-P", "-c", CHAT, check=False).stdout.startswith("200")
-
-    wait_for("it serves again", again, within_s=SERVED_AGAIN_WITHIN_S)
-    wait_for("as many as before", lambda: len(running.ours()) == len(before), within_s=SERVED_AGAIN_WITHIN_S)
 
 
 @pytest.mark.parametrize("how", ["restart", "reload"])
@@ -367,6 +338,139 @@ def test_a_bad_configuration(running: Machine) -> None:
         file.unlink()
         running.run("systemctl", "start", SUPERVISOR)
     wait_until_ready(running)
+
+
+@contextmanager
+def configuration(machine: Machine, text: str) -> Iterator[Path]:
+    """The owner's appliance.toml; without it at the end, and that reloaded."""
+    file = machine.root / "etc/coral-reef/appliance.toml"
+    file.write_text(text)
+    try:
+        yield file
+    finally:
+        file.unlink()
+        machine.run("systemctl", "reload", SUPERVISOR)
+        wait_until_ready(machine)
+
+
+@contextmanager
+def states_of(machine: Machine, units: Sequence[str]) -> Iterator[set[str]]:
+    """Every ActiveState that these units have while it lasts."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.update(machine.out("systemctl", "show", "--value", "--property=ActiveState", *units).split())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looking.join()
+
+
+def gateways(machine: Machine) -> set[int]:
+    return {pid for pid, line in machine.ours().items() if line.startswith("coral-reef: gateway")}
+
+
+def wait_until_replaced(machine: Machine, before: set[int]) -> None:
+    """Until other gateway processes than those run, and all that the plan wants."""
+
+    def replaced() -> bool:
+        serving, _, wanted = machine.show(GATEWAY, "StatusText").partition(" processes")[0].partition(" of ")
+        now = gateways(machine)
+        return serving == wanted == str(len(now)) and not now & before
+
+    wait_for("the gateway follows", replaced, within_s=SERVED_AGAIN_WITHIN_S)
+
+
+def test_a_good_reload(running: Machine) -> None:
+    """One command for all of it: another setting of the engine's, of the scheduler's, of the gateway's."""
+    wait_until_ready(running)
+    before = {unit: main_pid(running, unit) for unit in SERVICES}
+    first = gateways(running)
+    with (
+        configuration(running, "[text]\nslots = 3\n[chat]\nmax_tokens = 2\n[gateway]\nprocesses = 3\n"),
+        states_of(running, SERVICES) as seen,
+    ):
+        running.run("systemctl", "reload", SUPERVISOR)
+        workers = json.loads(running.out("coral-reef", "worker", "list", "--json"))
+        worker = [each for each in workers if each["kind"] == "text"][-1]
+        assert worker["slots"] == 3
+        wait_until_replaced(running, first)
+        second = gateways(running)
+        assert len(second) == 3
+        assert served(running)["usage"]["completion_tokens"] <= 2
+        assert "reloaded: changed: gateway.processes, chat.max_tokens, text.slots; " in running.journal(
+            50, f"--unit={SUPERVISOR}"
+        )
+        running.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", SUPERVISOR)
+        wait_for(
+            "SIGHUP reloads",
+            lambda: "reloaded: nothing changed" in running.journal(20, f"--unit={SUPERVISOR}"),
+        )
+    assert seen <= {"active", "reloading"}
+    assert {unit: main_pid(running, unit) for unit in SERVICES} == before
+    wait_until_replaced(running, second)
+
+
+def test_a_bad_reload(running: Machine) -> None:
+    """It fails, its owner reads why, and nothing else changes."""
+    wait_until_ready(running)
+    before = running.ours()
+    said = "/etc/coral-reef/appliance.toml:2: gateway.processes: is 99"
+    with (
+        configuration(running, "[gateway]\nprocesses = 99\n") as file,
+        states_of(running, SERVICES) as seen,
+    ):
+        done = running.run("systemctl", "reload", SUPERVISOR, check=False)
+        assert done.returncode != 0
+        assert f"journalctl -xeu {SUPERVISOR}" in done.stderr
+        assert f"coral-reef: {said}" in running.journal(50, f"--unit={SUPERVISOR}")
+        done = running.run("coral-reef", "reload", check=False)
+        assert (done.returncode, said in done.stderr) == (78, True), done
+        done = running.run("coral-reef", "repair", "list", check=False)
+        assert done.returncode == 1
+        assert "configuration_refused:files" in done.stdout
+        assert said in done.stdout
+        assert "1 repair waiting" in running.out("systemctl", "status", SUPERVISOR)
+        served(running)
+        assert running.ours() == before
+        file.write_text("[scheduler]\nqueue_limit = 7\n")
+        running.run("systemctl", "reload", SUPERVISOR)
+        running.run("coral-reef", "repair", "list")
+    assert seen <= {"active", "reloading"}
+    assert running.ours() == before
+
+
+def test_who_may_ask(running: Machine) -> None:
+    """Root and the group; others hear what they can do."""
+    wait_until_ready(running)
+    running.run("useradd", "alice")
+    done = running.run("coral-reef", "status", user="alice", check=False)
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr == (
+        "coral-reef: this user may not use the appliance in /var/lib/coral-reef: try with sudo, or join the group "
+        "('sudo usermod --append --groups coral-reef $USER', then log in again)\n"
+    )
+    for command in (("reload",), ("worker", "restart", "text-1"), ("model", "load", "coral-reef-chat")):
+        assert running.run("coral-reef", *command, user="alice", check=False).returncode == 77, command
+    running.run("usermod", "--append", "--groups", "coral-reef", "alice")
+    assert running.out("coral-reef", "status", user="alice").startswith("Coral-Reef ")
+
+
+def test_a_supervisor_that_cannot_be_reached(running: Machine) -> None:
+    """Its own watchdog finds out, though its loop turns."""
+    wait_until_ready(running)
+    supervisor = main_pid(running, SUPERVISOR)
+    (running.root / "run/coral-reef/supervisor/control.sock").unlink()
+    wait_until_gone(supervisor, within_s=60)
+    wait_until_ready(running)
+    assert "the control socket does not answer" in running.journal("all", f"--unit={SUPERVISOR}")
+    served(running)
 
 
 def test_what_polkit_lets_the_supervisor_do(running: Machine) -> None:

@@ -30,6 +30,7 @@ UNIONS = [
     messages.ToForkserver,
     messages.FromForkserver,
     messages.FromWorkerPipe,
+    messages.ToWorkerPipe,
 ]
 
 
@@ -42,6 +43,10 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
             )
         case inspect.StrType(min_length=low, max_length=high):
             return st.text(st.characters(codec="utf-8"), min_size=low or 0, max_size=min(high or 20, 20))
+        case inspect.BytesType(max_length=high):
+            return st.binary(max_size=min(high or 20, 20))
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(values(key), values(value), max_size=4)
         case inspect.IntType(ge=low, le=high):
             return st.integers(-(2**63) if low is None else low, 2**64 - 1 if high is None else high)
         case inspect.FloatType(ge=at_least, gt=above, le=most):
@@ -55,6 +60,8 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(cls))
         case inspect.ListType(item_type=item, min_length=low, max_length=_):
             return st.lists(values(item), min_size=low or 0, max_size=4)
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(values(key), values(value), max_size=4)
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(values, items))
         case inspect.UnionType(types=types):

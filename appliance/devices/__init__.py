@@ -1,0 +1,1 @@
+"""Edge TPUs: from what the kernel shows to one table of trays and TPUs."""
