@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from . import cancel, http_requests, placement, recovery, report, silence, start, throughput
+from . import cancel, devices, http_requests, placement, recovery, report, silence, start, throughput, tpu
 
 SECTIONS = {
     "placement": placement.measure,
@@ -15,6 +15,8 @@ SECTIONS = {
     "cancel": cancel.measure,
     "recovery": recovery.measure,
     "start": start.measure,
+    "devices": devices.measure,
+    "tpu": tpu.measure,
 }
 
 

@@ -1,4 +1,4 @@
-"""How soon the table of TPUs knows: `python -m tests.bench.devices`.
+"""How soon the table of TPUs knows.
 
 Events go from umockdev's testbed through the real libudev and the watch's event loop, in processes of their own, to the callback
 that publishes them; wall time on one clock. A full look reads a tree of files like /sys, in this process.
@@ -20,6 +20,8 @@ from appliance.wire.messages import Tpu
 from tests.devices.fake_sysfs import FakeSysfs
 from tests.devices.hotplug import Testbed, Watched
 from tests.waiting import wait_for
+
+from .report import row
 
 TOWER = [f"1-{tray}.{hub}.{port}" for tray in range(1, 7) for hub in range(1, 5) for port in range(1, 5)]
 EVENT_LIMIT_MS = 20.0
@@ -96,10 +98,7 @@ def figures(rounds: int) -> Iterator[tuple[str, float, float]]:
     yield "96 TPUs plugged in at once, all told", storm_ms(rounds), 0.0
 
 
-def main() -> None:
-    for title, ours, limit in figures(5):
-        print(f"{title:<44} {ours:9.1f} ms" + (f" {limit:9.0f} ms {ours / limit:7.2f}" if limit else ""))
-
-
-if __name__ == "__main__":
-    main()
+def measure(rounds: int) -> None:
+    """Prints each figure beside its limit."""
+    for title, ours, limit in figures(rounds):
+        row(title, f"{ours:.1f} ms", f"{limit:,.0f} ms" if limit else "", ours / limit if limit else None)

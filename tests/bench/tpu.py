@@ -1,4 +1,4 @@
-"""What the TPU workers cost and how soon they are back: `python -m tests.bench.tpu`.
+"""What the TPU workers cost and how soon they are back.
 
 Embeddings through gateway and worker stand beside LiteRT alone in one process, hashing included on both sides, in turns; without
 TPUs here both run the twin. The TPUs of the other figures are the stand-in's (tests/edgetpu).
@@ -46,6 +46,7 @@ from tests.scheduling import simulation
 from tests.waiting import look_until, running, wait_for
 
 from .appliance_run import RunningAppliance
+from .report import row
 
 BATCH = 32
 REQUESTS = 200
@@ -95,7 +96,7 @@ def embeddings(rounds: int) -> Iterator[Figure]:
     with RunningAppliance(model=add) as appliance:
         file = _embedding_model(appliance.state)
         for _ in range(rounds):
-            command = [sys.executable, "-m", "tests.bench.tpu", "alone", file]
+            command = [sys.executable, "-m", "tests.bench.tpu", file]
             alone = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             for form in ("base64", "float"):
                 asyncio.run(_ask(appliance, 20, form))
@@ -421,13 +422,11 @@ def _tpu_workers(tower: Tower) -> list[str]:
     return [name for name in tower.supervisor._keepers if name.startswith("tpu")]
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["alone"]:
-        alone(sys.argv[2])
-        return
-    for title, ours, limit, ratio in figures(int(sys.argv[1]) if sys.argv[1:] else 3):
-        print(f"{title:<52} {ours:>12} {limit:>12} {ratio:>7}", flush=True)
+def measure(rounds: int) -> None:
+    """Prints each figure beside the limit's or the peer's."""
+    for title, ours, limit, ratio in figures(rounds):
+        row(title, ours, limit, float(ratio) if ratio else None)
 
 
 if __name__ == "__main__":
-    main()
+    alone(sys.argv[1])

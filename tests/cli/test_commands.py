@@ -247,7 +247,11 @@ def test_models_without_an_appliance(nowhere: Path, capsys: pytest.CaptureFixtur
     assert main(["model", "list", "--state", str(nowhere)]) == 0
     assert "coral-reef-chat" in capsys.readouterr().out
     assert main(["model", "list", "--json", "--state", str(nowhere)]) == 0
-    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["coral-reef-chat"]
+    assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {
+        "coral-reef-chat",
+        "coral-reef-embedding",
+        "coral-reef-emotion",
+    }
 
 
 def test_a_broken_manifest(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_a_name_that_is_taken(paths: Paths, source: Path) -> None:
 
 
 def test_a_name_that_ships(paths: Paths, source: Path) -> None:
-    (name,) = models.shipped()
+    name = "coral-reef-chat"
     with pytest.raises(NameTaken, match="is the name of a model that ships"):
         library.add(paths, source, name=name)
     library.add(paths, source, name=name, replace=True)
@@ -269,7 +269,7 @@ def test_remove(paths: Paths, source: Path) -> None:
     assert len(files(paths)) == 2
     with pytest.raises(ModelUnknown, match=r"no model is called 'mine'; there are: .*other"):
         library.remove(paths, "mine")
-    (name,) = models.shipped()
+    name = "coral-reef-chat"
     with pytest.raises(ModelRefused, match="ships with Coral-Reef and cannot be removed"):
         library.remove(paths, name)
 

@@ -19,6 +19,8 @@ from tests.waiting import wait_for
 
 from .booted import Booted, booted, configure, state_folder
 
+pytestmark = pytest.mark.system
+
 PORTS = ["1-1.1", "1-1.2", "1-1.3"]
 FAKES = [Fake(f"usb-{port}") for port in PORTS]
 TEXTS = [f"the tide at {hour} o'clock and what it brings" for hour in range(64)]
