@@ -21,7 +21,7 @@ from appliance.wire.messages import Invoke, Invoked, TpuRole, TpuShare, TpuStep,
 
 from . import edgetpu
 from .edgetpu import Found, Runtime
-from .errors import BadInput, EdgeTpuFailed, InferenceError, LibraryUnusable, NoDevice
+from .errors import BadInput, EdgeTpuFailed, EngineFailed, InferenceError, LibraryUnusable, NoDevice
 from .pipeline import Pipeline, StageFailed
 from .tensor_models import Loaded, Rows, Runner, on_cpu, on_tpu
 
@@ -119,6 +119,8 @@ class Piece:
 class Device(threading.Thread):
     """A thread that runs models on one device."""
 
+    #: What a failed invoke says of it.
+    failure: type[InferenceError] = EdgeTpuFailed
     share = 1.0
     prefers: frozenset[str] = frozenset()
     reserve = False
@@ -151,26 +153,41 @@ class Device(threading.Thread):
         return self.invoking_since, self.name
 
     def run(self) -> None:
-        try:
-            self.open()
-        except InferenceError as error:
+        if (trouble := self._opened()) is not None:
             self.engine.lost(self)
-            self.failed(error)
+            self.failed(trouble)
             return
         if not self.engine.joined(self):
             return
-        done: tuple[list[bytes], int] | InferenceError | None
         while (work := self._next()) is not None:
-            try:
-                done = self._perform(work)
-            except BadInput as error:
-                done = error
-            except InferenceError as error:
-                self.engine.lost(self, error)
-                self.failed(error)
+            done = self._performed(work)
+            if isinstance(done, EdgeTpuFailed):
+                self.engine.lost(self, done)
+                self.failed(done)
                 break
             self.engine.finished(self, work, done)
         self._runners.clear()
+
+    def _opened(self) -> InferenceError | None:
+        """Opens it; returns why it could not be."""
+        try:
+            self.open()
+        except InferenceError as error:
+            return error
+        except Exception as error:
+            log.exception("%s could not be opened", self.name)
+            return EdgeTpuFailed(f"{type(error).__name__}: {error}")
+        return None
+
+    def _performed(self, work: Work) -> tuple[list[bytes], int] | InferenceError | None:
+        """What came of it; EdgeTpuFailed when the device is of no more use, any other error when the request is."""
+        try:
+            return self._perform(work)
+        except InferenceError as error:
+            return error
+        except Exception as error:
+            log.exception("%s: %s failed", self.name, work.model)
+            return EngineFailed(f"internal error: {type(error).__name__}")
 
     def _next(self) -> Work | None:
         """Waits for work; None when the device is closed."""
@@ -185,7 +202,7 @@ class Device(threading.Thread):
         return None
 
     def _perform(self, work: Work) -> tuple[list[bytes], int] | None:
-        """EdgeTpuFailed when the device does not do it, BadInput when nobody can."""
+        """EdgeTpuFailed when a TPU does not do it, EngineFailed when the CPU does not, BadInput when nobody can."""
         loaded = self.engine.models[work.model]
         try:
             runner = self._runner(loaded)
@@ -195,7 +212,7 @@ class Device(threading.Thread):
             piece: Piece = work.payload
             return piece.run(runner, self._invoking)
         except RuntimeError as error:
-            raise EdgeTpuFailed(str(error)[:500]) from error
+            raise self.failure(str(error)[:500]) from error
         finally:
             self.invoking_since = 0.0
 
@@ -221,7 +238,9 @@ class Device(threading.Thread):
 
 
 class CpuDevice(Device):
-    """A thread that runs the twins."""
+    """A thread that runs the twins. It goes on whatever happens: there is no other."""
+
+    failure = EngineFailed
 
     def __init__(self, engine: TensorEngine, name: str) -> None:
         super().__init__(engine, name, engine.invocations)
