@@ -63,14 +63,15 @@ def check_stream(appliance: Booted, events: list[Event], *, pieces: bool = True)
     kinds = [event["type"] for event in events]
     assert kinds[0] == "system"
     assert events[0]["payload"]["event"] == "request_started"
-    assert set(kinds[1:-1]) == {"token"}
-    assert len(kinds) > 3 or not pieces
-    assert kinds[-1] == "done"
+    assert set(kinds[1:-2]) == {"token"}
+    assert len(kinds) > 4 or not pieces
+    assert kinds[-2:] == ["persona_emotion", "done"]
+    assert events[-2]["payload"]["persona_id"] == "finn"
     done = events[-1]["payload"]
     assert done["finish_reason"] == "stop"
     assert done["usage"]["completion_tokens"] > 0
     identity = events[0]["payload"]["data"]["request_id"]
-    assert all(event["payload"]["request_id"] == identity for event in events[1:])
+    assert all(event["payload"]["request_id"] == identity for event in (*events[1:-2], events[-1]))
     # Stored before `done`: the history has it at once.
     said = [(message["role"], message["content"]) for message in history(appliance, session_of(events))]
     assert said == [("user", "Who are you?"), ("assistant", text_of(events))]
@@ -144,7 +145,7 @@ async def test_websocket_reply_in_one_piece(appliance: Booted) -> None:
         await socket.send(chat_message("Who are you?", stream=False))
         events = await receive_reply(socket)
     check_stream(appliance, events, pieces=False)
-    assert [event["type"] for event in events] == ["system", "token", "done"]
+    assert [event["type"] for event in events] == ["system", "token", "persona_emotion", "done"]
 
 
 async def test_wrong_websocket_messages_are_answered_and_the_connection_lives(appliance: Booted) -> None:
@@ -358,7 +359,7 @@ async def test_many_replies_over_one_websocket(endless_appliance: Booted) -> Non
         texts: dict[str, str] = {}
         while len(ended) < 16:
             event = await receive(socket)
-            assert event["type"] in ("system", "token", "done"), event
+            assert event["type"] in ("system", "token", "persona_emotion", "done"), event
             if event["type"] == "token":
                 payload = event["payload"]
                 texts[payload["request_id"]] = texts.get(payload["request_id"], "") + payload["content"]
