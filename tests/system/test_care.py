@@ -286,8 +286,8 @@ async def test_an_administrator_hears_of_it_at_once(endless: Booted) -> None:
     file = endless.state / "etc/appliance.toml"
     before = file.read_text("utf-8")
     async with websocket(endless) as socket, asyncio.timeout(HEALED_WITHIN_S):
-        await socket.send('{"type": "ping", "payload": {}}')
-        assert (await receive(socket))["type"] == "pong"
+        await socket.send('{"type": "subscribe", "payload": {"channels": ["system"]}}')
+        assert (await receive(socket))["type"] == "system"
         os.kill(worker, signal.SIGKILL)
         states = []
         while "ready" not in states:
