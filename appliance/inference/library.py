@@ -45,7 +45,6 @@ from .models import (
     read_manifest,
     shipped,
 )
-from .tflite import parse_tflite, read_tflite
 
 #: A model's name, as `text.model` in appliance.toml takes it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -129,6 +128,9 @@ def add_compiled(paths: Paths, twin: Model, content: bytes) -> Model:
     ModelRefused or one of its kinds when that is no model for Edge TPUs with the inputs and outputs of its twin, OSError when a
     disk fails: the library is then as it was.
     """
+    # Imported here: it takes a tenth of a second, and the commands import this file.
+    from .tflite import parse_tflite, read_tflite
+
     head = parse_tflite(content)
     if not head.compiled:
         raise ModelRefused(

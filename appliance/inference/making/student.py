@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,13 @@ def word_weights(texts: Sequence[str]) -> NDArray[np.uint8]:
         seen[weight_place(word)] = max(seen[weight_place(word)], count)
     rarity = np.array([math.log((len(texts) + 1) / (seen[place] + 1)) for place in range(WEIGHTS)])
     return np.clip(np.rint(255 * rarity / rarity.max()), 1, 255).astype(np.uint8)
+
+
+def torn(text: str, rng: random.Random, chance: float) -> str:
+    """The text without some of its words."""
+    said = text.split(" ")
+    left = [word for word in said if rng.random() >= chance]
+    return " ".join(left) if len(left) >= 2 else text
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:

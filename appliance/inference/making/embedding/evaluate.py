@@ -7,7 +7,7 @@ Each query has one relevant document. At rank r it counts 1/log2(1 + r) up to ra
 - `described`: the one-line description of a package looks for its long description among those of all held-out packages.
 - `struck`: the same, with every word of its own line struck from the long description: what is left must be found by meaning.
 - `facts`: a question looks for the fact that answers it among all facts about the appliance. Both are the project's own text,
-  the questions those on which the chat model is measured; no model here has learnt from them.
+  the questions those on which the chat model is measured; neither model has learnt from them.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ nDCG@10 of the int8 file that ships, beside that of its teacher and of the hashe
 - `described`: the one-line description of a Debian package looks for its long description among those of all packages held out.
   Packages share most words with themselves, so that words alone do well here. Goal: {GOAL} of the teacher's figure.
 - `struck`: the same, with every word of its own line struck from the long description: what is left must be found by meaning.
-- `facts`: one of 200 questions looks for the fact that answers it among those that the chat model knows. Neither was learnt from.
+- `facts`: one of 200 questions looks for the fact that answers it among those that the chat model knows. None of these was learnt
+  from; questions of the same kind were among the texts.
 
 Held out is every sixteenth source package, by the SHA-256 of its name, with all that belongs to it or says the same: see
 `appliance/inference/making/embedding/corpus.py`. Debian changes, and the figures of the first two tasks a little with it.
@@ -95,7 +96,8 @@ Held out is every sixteenth source package, by the SHA-256 of its name, with all
 
 Words, and parts of words, are hashed to a vector of {width:,} signed numbers on the host (`appliance/inference/features.py`); the
 network has a hidden layer of {hidden} and {outputs} outputs, all int8 with one scale a tensor. It learnt to give each text the vector of its
-teacher, also when words are missing, to rank texts as the teacher does, and to know a package's long description by its line.
+teacher, also when words are missing, to rank texts as the teacher does, and to know a package's long description by its line, also
+when the words of the line are struck from it.
 
 ## Data
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from appliance.inference.features import Features, FeatureSpec
-from appliance.inference.making.student import SAMPLES, Bags, Network, save, warm_cosine, word_weights
+from appliance.inference.making.student import SAMPLES, Bags, Network, save, torn, warm_cosine, word_weights
 
 from . import corpus, evaluate
 from .teacher import DIMENSIONS, Teacher
@@ -54,13 +54,6 @@ class Plan:
     #: Single words among the other texts.
     words: int = 6_000
     seed: int = 7
-
-
-def torn(text: str, rng: random.Random, chance: float) -> str:
-    """The text without some of its words."""
-    said = text.split(" ")
-    left = [word for word in said if rng.random() >= chance]
-    return " ".join(left) if len(left) >= 2 else text
 
 
 @dataclass(frozen=True)

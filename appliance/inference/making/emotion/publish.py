@@ -48,15 +48,15 @@ this project, before the training text and by the same hand, so that strangers' 
 {chr(10).join(rows)}
 
 - All: {sum(figures.right.values())} of {total} right ({100 * figures.accuracy:.1f} %). Guessing would give {100 / len(LABELS):.0f} %.
-- Feelings that are denied ("not afraid") taken as that: {figures.denied} of {len(evaluate.DENIALS)}.
+- Feelings that are denied ("not afraid") taken as that: {figures.denied} of {len(evaluate.DENIALS)}. These are built like sentences that it learnt from.
 - Of two sentences of one emotion, the stronger has the higher intensity in {100 * figures.ordered:.0f} % (guessing: 50 %).
 
 ## Method
 
 Words, pairs of words and words after a negation are hashed to a vector of {width:,} signed numbers on the host
 (`appliance/inference/features.py`); the network has a hidden layer of {hidden} and {len(LABELS) + 1} outputs (labels and intensity), all int8 with
-one scale a tensor. Besides sentences with labels it saw words and sentences that nobody had labelled: a classifier on the vectors of the
-embedding's teacher, all-MiniLM-L6-v2 (Apache-2.0), learnt our labels and guessed theirs.
+one scale a tensor. Besides sentences with labels it saw words, sentences and mixtures of both that nobody had labelled: a classifier on the vectors
+of the embedding's teacher, all-MiniLM-L6-v2 (Apache-2.0), learnt our labels and guessed theirs.
 
 ## Data
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from appliance.inference.features import Features, FeatureSpec
 from appliance.inference.making.embedding import corpus as descriptions
 from appliance.inference.making.embedding.teacher import DIMENSIONS, Teacher
-from appliance.inference.making.student import SAMPLES, Bags, Network, save, warm_cosine, word_weights
+from appliance.inference.making.student import SAMPLES, Bags, Network, save, torn, warm_cosine, word_weights
 
 from . import corpus
 from .corpus import LABELS, Example
@@ -44,6 +44,8 @@ class Plan:
     warmup: int = 100
     learning_rate: float = 3.0e-3
     rounded_from: float = 0.8
+    #: Each labelled sentence is there a second time, with this chance of each word to be missing.
+    torn_words: float = 0.2
     #: How many of the hidden units are dropped at each step.
     dropout: float = 0.2
     #: What the teacher's vector counts beside the labels, and what a label that the classifier gave counts beside ours.
@@ -151,10 +153,13 @@ def train(work: Path, plan: Plan, threads: int) -> None:
     with torch.no_grad():
         guessed = guess(pool_vectors)
     features = Features(SPEC, word_weights([*(example.text for example in labelled), *unlabelled]))
-    bags = Bags(features, [*(example.text for example in labelled), *(example.text for example in filled)])
+    said = [example.text for example in labelled]
+    rng_words = random.Random(plan.seed)
+    said_torn = [torn(text, rng_words, plan.torn_words) for text in said]
+    bags = Bags(features, [*said, *said_torn, *(example.text for example in filled)])
     pool_bags = Bags(features, unlabelled)
     label, intensity, weight = (
-        torch.cat(each) for each in zip(targets(labelled), targets(filled), strict=True)
+        torch.cat(each) for each in zip(targets([*labelled, *labelled]), targets(filled), strict=True)
     )
 
     torch.manual_seed(plan.seed)
@@ -171,8 +176,8 @@ def train(work: Path, plan: Plan, threads: int) -> None:
         # Half of them written sentences, a quarter frames.
         own = np.concatenate(
             (
-                rng.integers(0, len(labelled), plan.batch // 2),
-                rng.integers(len(labelled), len(bags), plan.batch // 4),
+                rng.integers(0, 2 * len(labelled), plan.batch // 2),
+                rng.integers(2 * len(labelled), len(bags), plan.batch // 4),
             )
         )
         rest = rng.integers(0, len(unlabelled), plan.batch)
