@@ -350,7 +350,9 @@ class _Launcher:
                 status = ask_status(self._paths)
             except Failed as error:
                 return [f"  problem   {error}"]
-            reason = "; ".join(worker.detail for worker in status.workers if worker.detail)
+            reason = "; ".join(
+                worker.detail for worker in status.workers if worker.detail and worker.kind == "text"
+            )
             if status.ready:
                 return []
             if reason:

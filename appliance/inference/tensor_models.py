@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +190,20 @@ def on_cpu(loaded: Loaded) -> Runner:
     except (ValueError, RuntimeError) as error:
         raise EngineFailed(f"{loaded.model.name}: {str(error)[:500]}") from error
     return Runner(interpreter, batches=loaded.shape[:1] == (1,))
+
+
+def start_quietly(loaded: Loaded) -> None:
+    """Uses a model once. At its first use in a process LiteRT greets on standard error, which is nothing for the owner's log. To be
+    called before there are threads, whose words would be lost too."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 2)
+    try:
+        with contextlib.suppress(EngineFailed):  # whoever asks for it is told
+            on_cpu(loaded)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def on_tpu(compiled: str, runtime: Runtime, tpu: Found) -> Runner:

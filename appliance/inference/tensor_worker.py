@@ -42,7 +42,7 @@ from appliance.wire.messages import (
 
 from .listener import listen, own_folder
 from .tensor_engine import Request, TensorEngine
-from .tensor_models import Loaded, load
+from .tensor_models import Loaded, load, start_quietly
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ def main(spec: WorkerSpec, pipe: int) -> int:
         why = "; ".join(refused.values()) or "there is no model for it"
         os.write(pipe, encode(WorkerFailed(code="model_refused", message=why[:4096])))
         return 1
+    start_quietly(next(iter(models.values())))
     own_folder(spec)
     listener = listen(spec)
     build = "libedgetpu" if spec.kind == "tpu" else "xnnpack"

@@ -198,7 +198,9 @@ class Supervisor:
         )
         # Between two lives there is a reason to tell; while it starts once more, what was told stands.
         if status.state is not WorkerState.STARTING:
-            if not tensors:  # whose models are looked at one by one
+            if tensors and broken:
+                self._tensors.failed(name, broken)
+            elif not tensors:
                 self._repairs.when(Kind.MODEL_UNUSABLE, keeper.spec.model, broken, again)
             self._repairs.when(Kind.WORKER_CRASH_LOOP, name, looping, again)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from appliance.config.appliance import Inference
 from appliance.devices.errors import DevicesError
 from appliance.inference import models
@@ -95,6 +97,7 @@ class TensorWorkers:
         self._worker_of: dict[str, str] = {}
         self._open: dict[str, set[str]] = {}
         self._told: dict[str, TpuSet] = {}
+        self._refused: dict[str, Mapping[str, str]] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
@@ -142,12 +145,15 @@ class TensorWorkers:
     def ready(self, worker: str) -> None:
         """It has loaded its models."""
         keeper = self._keepers[worker]
-        for name in [model.name for model in keeper.spec.models]:
-            self._repairs.when(Kind.SMALL_MODEL_UNUSABLE, name, keeper.refused.get(name, ""))
+        self._refuses(worker, keeper.refused)
         self._open[worker] = set()
         self._told.pop(worker, None)
         self._offer(worker)
         self._tell(worker)
+
+    def failed(self, worker: str, why: str) -> None:
+        """It does not start: none of its models can be used."""
+        self._refuses(worker, {self._keepers[worker].spec.model: why})
 
     def gone(self, worker: str) -> None:
         """Its process ended."""
@@ -198,6 +204,12 @@ class TensorWorkers:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _refuses(self, worker: str, refused: Mapping[str, str]) -> None:
+        """Why a worker cannot use some of its models; another may be able to."""
+        self._refused[worker] = refused
+        found = {name: why for each in self._refused.values() for name, why in each.items()}
+        self._repairs.only(Kind.SMALL_MODEL_UNUSABLE, found.items())
+
     def _offer(self, worker: str) -> None:
         """Tells the scheduler what it can do now."""
         keeper = self._keepers.get(worker)
@@ -234,6 +246,7 @@ class TensorWorkers:
         try:
             await self._workers.stop(worker)
             self.gone(worker)
+            self._refuses(worker, {})
             del self._keepers[worker]
         finally:
             del self._stopping[worker]
@@ -255,7 +268,12 @@ class TensorWorkers:
 
     def _plan(self, worker: str, kind: str) -> WorkerSpec:
         """What a worker is told, as the library is now."""
-        mine = [model for model in self._models() if kind == "cpu" or model.on_tpus]
+        known = self._models()
+        # What was compiled is nothing to the CPU: it serves where that is broken.
+        plain = [
+            msgspec.structs.replace(model, compiled="", compiled_sha256="", segments=[]) for model in known
+        ]
+        mine = plain if kind == "cpu" else [model for model in known if model.on_tpus]
         return WorkerSpec(
             name=worker,
             kind=kind,

@@ -208,6 +208,27 @@ async def test_a_compiled_model_whose_twin_is_another_now(stand_in: StandIn) -> 
         assert (await tower.embed()).ran_on == ["pci-0"]
 
 
+async def test_what_was_compiled_is_broken(stand_in: StandIn) -> None:
+    """The CPU goes on with the twins; the TPU's worker says what is wrong, and takes it up when it is mended."""
+    fake = Fake("pci-0")
+    stand_in.tell(fake)
+    async with running_tower() as tower:
+        folder = Path(tower.embedding).parent
+        kept = {}
+        for file in folder.glob("*_edgetpu.tflite"):
+            kept[file] = file.read_bytes()
+            file.write_bytes(kept[file][:1000])
+        tower.table.plug(fake)
+        what = await look_until("it is told", lambda: tower.repairs().get("small_model_unusable"))
+        assert "_edgetpu.tflite" in what
+        assert (await tower.embed()).ran_on == ["cpu"]
+        for file, content in kept.items():
+            file.write_bytes(content)
+        await tower.until_open(1)
+        assert (await tower.embed()).ran_on == ["pci-0"]
+        assert "small_model_unusable" not in tower.repairs()
+
+
 async def test_the_cpus_worker_is_killed_in_the_middle(stand_in: StandIn) -> None:
     async with running_tower() as tower:
         pid = tower.pid("cpu-1")
