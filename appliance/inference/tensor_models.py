@@ -193,8 +193,8 @@ def on_cpu(loaded: Loaded) -> Runner:
 
 
 def start_quietly(loaded: Loaded) -> None:
-    """Uses a model once. At its first use in a process LiteRT greets on standard error, which is nothing for the owner's log. To be
-    called before there are threads, whose words would be lost too."""
+    """Uses a model once. At its first use in a process LiteRT greets on standard error, which is nothing for the owner's log.
+    To be called before there are threads, whose words would be lost too."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(nothing, 2)
     try:
