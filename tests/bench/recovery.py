@@ -15,7 +15,7 @@ from .report import ms, row
 
 #: Each kind by the beginning of its title. The supervisor and the gateways' parent take their children with them.
 KINDS = {
-    "worker": "coral-reef: worker ",
+    "worker": "coral-reef: worker text-",
     "forkserver": "coral-reef: forkserver",
     "supervisor": "coral-reef: supervisor",
     "gateway": "coral-reef: gateway",
