@@ -60,7 +60,7 @@ lock:  ## choose the newest Python packages that pyproject.toml allows, with the
 	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
 	    --no-emit-find-links --no-header --output-file requirements-training.lock requirements-training.in
 
-native:  ## build the text engine for this machine's CPU (once; some minutes, up to twice as fast)
+native:  ## build the text engine for this machine's CPU (once; five minutes; faster for larger models)
 	@./scripts/install native
 	@./scripts/native build
 
