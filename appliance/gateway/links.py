@@ -107,50 +107,39 @@ class SupervisorLink:
 
         Unavailable when there is no place in time, NotServed when no worker has the model or the adapter.
         """
-        connection = await self._reach()
-        answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
-        self._leases[request_id] = answer
         self._on_queued[request_id] = on_queued
+        wanted = LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
         try:
-            connection.post(
-                LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter)
-            )
-            async with asyncio.timeout(self._queue_s + self._answer_s):
-                return await answer
-        except TimeoutError:
-            self.settle(request_id, Usage())
-            raise _stuck() from None
-        except asyncio.CancelledError:
-            # Granted or not, it must not stay behind.
-            self.settle(request_id, Usage())
-            raise
+            return await self._granted(wanted, self._queue_s + self._answer_s)
         finally:
-            self._leases.pop(request_id, None)
             self._on_queued.pop(request_id, None)
 
     async def lease_invocations(
         self, request_id: str, *, kind: str, model: str, invocations: int, avoid: str
     ) -> LeaseGranted:
         """Where a small model runs now; answered at once. Unavailable when nowhere, NotServed when there is no such model."""
+        wanted = InvokeLease(
+            request_id=request_id, kind=kind, model=model, invocations=invocations, avoid=avoid
+        )
+        return await self._granted(wanted, self._answer_s)
+
+    async def _granted(self, wanted: LeaseRequest | InvokeLease, patience_s: float) -> LeaseGranted:
         connection = await self._reach()
         answer: asyncio.Future[LeaseGranted] = asyncio.get_running_loop().create_future()
-        self._leases[request_id] = answer
+        self._leases[wanted.request_id] = answer
         try:
-            connection.post(
-                InvokeLease(
-                    request_id=request_id, kind=kind, model=model, invocations=invocations, avoid=avoid
-                )
-            )
-            async with asyncio.timeout(self._answer_s):
+            connection.post(wanted)
+            async with asyncio.timeout(patience_s):
                 return await answer
         except TimeoutError:
-            self.settle(request_id, Usage())
+            self.settle(wanted.request_id, Usage())
             raise _stuck() from None
         except asyncio.CancelledError:
-            self.settle(request_id, Usage())
+            # Granted or not, it must not stay behind.
+            self.settle(wanted.request_id, Usage())
             raise
         finally:
-            self._leases.pop(request_id, None)
+            self._leases.pop(wanted.request_id, None)
 
     def settle(self, request_id: str, usage: Usage) -> None:
         """Gives a lease back. When the supervisor is away there is nothing to give: leases died with the connection."""
