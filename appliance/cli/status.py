@@ -45,7 +45,7 @@ def engine_in_words(engine: EngineBuild) -> str:
     if engine.build == "native":
         build = "built for this CPU"
     else:
-        build = "the portable build; 'make native' makes a faster one for this CPU"
+        build = "the portable build; 'make native' makes one for this CPU, faster for larger models"
     return f"engine: xllamacpp {engine.version}, {build} ({' '.join(engine.features)})"
 
 
