@@ -18,7 +18,7 @@ import time
 from setproctitle import setproctitle
 
 from appliance.telemetry.log import set_up_logging
-from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
+from appliance.wire.errors import FrameError
 from appliance.wire.frames import Connection, Decoder, encode
 from appliance.wire.messages import (
     EngineBuild,
@@ -27,7 +27,6 @@ from appliance.wire.messages import (
     Invoke,
     Invoked,
     Message,
-    ToWorker,
     ToWorkerPipe,
     TpuReport,
     TpuSet,
@@ -37,10 +36,9 @@ from appliance.wire.messages import (
     WorkerReady,
     WorkerSpec,
     failure,
-    protocol_failure,
 )
 
-from .listener import listen, own_folder
+from .listener import hear, listen, own_folder
 from .tensor_engine import Request, TensorEngine
 from .tensor_models import Loaded, load, start_quietly
 
@@ -130,23 +128,17 @@ class TensorWorker:
     # --- the gateways ---------------------------------------------------------------------------------------------
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection: Connection[Message] = Connection(reader, writer, ToWorker)
         mine: dict[str, Request] = {}
-        try:
-            connection.check_peer()
-            await connection.greet(self._spec.name)
-            while True:
-                self._handle(connection, await connection.receive(), mine)
-        except Disconnected:
-            pass  # a gateway ends its connection when it likes
-        except (FrameError, VersionError, PeerRefused) as error:
-            log.warning("refusing a connection: %.300s", error)
-            connection.post(protocol_failure(error))
-        finally:
+
+        def handle(connection: Connection[Message], message: Message) -> None:
+            self._handle(connection, message, mine)
+
+        def left(connection: Connection[Message]) -> None:
             self._engine.withdraw(mine.values())
             for request_id in list(mine):
                 self._ended(connection, request_id, mine)
-            await connection.close()
+
+        await hear(self._spec.name, reader, writer, handle, left)
 
     def _handle(self, connection: Connection[Message], message: Message, mine: dict[str, Request]) -> None:
         match message:

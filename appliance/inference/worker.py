@@ -20,7 +20,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from appliance.telemetry.log import set_up_logging
-from appliance.wire.errors import Disconnected, FrameError, PeerRefused, VersionError
+from appliance.wire.errors import FrameError
 from appliance.wire.frames import Connection, encode
 from appliance.wire.messages import (
     Cancel,
@@ -31,19 +31,17 @@ from appliance.wire.messages import (
     Message,
     Progress,
     Tokens,
-    ToWorker,
     WorkerFailed,
     WorkerPulse,
     WorkerReady,
     WorkerSpec,
     failure,
-    protocol_failure,
 )
 
 from . import models
 from .errors import InferenceError
 from .gguf import read_shapes
-from .listener import listen, own_folder
+from .listener import hear, listen, own_folder
 from .lora import ADAPTER, check_fits
 from .text import TextEngine, engine_build
 
@@ -153,22 +151,16 @@ class Worker:
         self._stop.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection: Connection[Message] = Connection(reader, writer, ToWorker)
         mine: dict[str, _Stream] = {}
-        try:
-            connection.check_peer()
-            await connection.greet(self._spec.name)
-            while True:
-                self._handle(connection, await connection.receive(), mine)
-        except Disconnected:
-            pass  # a gateway ends its connection when it likes
-        except (FrameError, VersionError, PeerRefused) as error:
-            log.warning("refusing a connection: %.300s", error)
-            connection.post(protocol_failure(error))
-        finally:
+
+        def handle(connection: Connection[Message], message: Message) -> None:
+            self._handle(connection, message, mine)
+
+        def left(_: Connection[Message]) -> None:
             for stream in mine.values():
                 stream.cancelled = True
-            await connection.close()
+
+        await hear(self._spec.name, reader, writer, handle, left)
 
     def _handle(self, connection: Connection[Message], message: Message, mine: dict[str, _Stream]) -> None:
         match message:

@@ -18,6 +18,7 @@ from appliance.cli.place import paths_of, url_of
 from appliance.cli.tables import duration, size
 from appliance.config.schema import schema
 from appliance.paths import Paths
+from tests.cli.completing import offered
 
 ROOT = Path(appliance.__file__).parents[1]
 
@@ -271,19 +272,7 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_shell_is_told_the_personas(nowhere: Path) -> None:
-    line = "coral-reef chat m"
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "_ARGCOMPLETE": "1",
-        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(nowhere / "out"),
-        "_ARGCOMPLETE_IFS": "\n",
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-    }
-    code = "import sys; sys.argv[0] = 'coral-reef'; from appliance.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=30)
-    assert (nowhere / "out").read_text().split() == ["marina"]
+    assert offered(nowhere, "coral-reef chat m") == {"marina"}
 
 
 def test_which_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from appliance.inference.choice import choose_model
 from appliance.inference.models import shipped
 from appliance.inference.tflite import read_tflite
 from appliance.paths import Paths
+from tests.cli.completing import offered
 from tests.inference.gguf_files import METADATA, STRING, gguf, pair, shipped_model, text
 from tests.inference.tflite_files import compiled_file
 
@@ -221,17 +219,5 @@ def test_verify(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_the_shell_is_told_the_models(nowhere: Path, line: str, words: set[str]) -> None:
     library.add(Paths.under(nowhere / ".state"), nowhere / "mine.gguf")
-    typed = f"coral-reef {line}"
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "_ARGCOMPLETE": "1",
-        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(nowhere / "out"),
-        "_ARGCOMPLETE_IFS": "\n",
-        "COMP_LINE": typed,
-        "COMP_POINT": str(len(typed)),
-    }
-    code = "import sys; sys.argv[0] = 'coral-reef'; from appliance.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
-    offered = {word for word in (nowhere / "out").read_text().split("\n") if not word.startswith("-")}
-    assert offered == words
+    found = offered(nowhere, f"coral-reef {line}")
+    assert {word for word in found if not word.startswith("-")} == words

@@ -117,9 +117,10 @@ async def test_what_is_no_http(served: Served, request_head: bytes) -> None:
 async def test_health_when_the_supervisor_hangs(served: Served) -> None:
     served.fake.mute = True
     try:
-        await health_that_is(served.client, 503)
+        down = await health_that_is(served.client, 503)
     finally:
         served.fake.mute = False
         await served.fake.stop_supervisor()
         await served.fake.start_supervisor()
         await served.connected()
+    assert (down.json()["status"], down.json()["detail"]) == ("down", "the supervisor does not answer")
