@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,7 +117,7 @@ class Piece:
         return request.loaded.finished(output, runner.scale, runner.zero_point), tokens
 
 
-class Device(threading.Thread):
+class Device(threading.Thread, ABC):
     """A thread that runs models on one device."""
 
     #: What a failed invoke says of it.
@@ -141,9 +142,9 @@ class Device(threading.Thread):
     def open(self) -> None:
         """Makes the device ready. InferenceError when it cannot be."""
 
+    @abstractmethod
     def make(self, loaded: Loaded) -> Runner | Pipeline:
         """An interpreter of the model on it."""
-        raise NotImplementedError
 
     def failed(self, error: Exception) -> None:
         """It is of no more use."""

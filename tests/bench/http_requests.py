@@ -8,11 +8,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+from tests.waiting import wait_for
 
 from . import models
 from .appliance_run import RunningAppliance, chat_body, cpu_s
@@ -103,16 +104,14 @@ def _bare(model: Path) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-m", "tests.bench.bare", str(port), str(model), str(CONNECTIONS)]
     process = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        wait_for("the bare application listens", lambda: listens(port))
         yield process.pid, port
     finally:
         process.kill()
         process.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether something does on this machine's port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -8,7 +8,7 @@ import signal
 import statistics
 import time
 
-from tests.waiting import wait_until_gone
+from tests.waiting import ask_until, wait_for, wait_until_gone
 
 from .appliance_run import RunningAppliance, chat_body
 from .report import ms, row
@@ -22,7 +22,6 @@ KINDS = {
     "parent of gateways": "coral-reef: parent of gateways",
 }
 LIMIT_S = 10.0
-LOOK_S = 0.005
 
 
 def measure(rounds: int) -> None:
@@ -38,7 +37,7 @@ def measure(rounds: int) -> None:
                 wait_until_gone(pid)
                 asyncio.run(_reply(appliance))
                 taken[kind].append(time.perf_counter() - began)
-                asyncio.run(_complete(appliance))
+                wait_for("one of each kind", lambda: _complete(appliance), within_s=60)
     for kind, seconds in taken.items():
         median = statistics.median(seconds)
         row(f"kill -9 of the {kind} to the next reply", ms(median), ms(LIMIT_S), median / LIMIT_S)
@@ -47,25 +46,21 @@ def measure(rounds: int) -> None:
 async def _reply(appliance: RunningAppliance) -> None:
     """Asks until there is an answer."""
     request = appliance.request("/api/v1/chat", chat_body("Hello!", max_tokens=1, seed=1))
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", appliance.port)
-                writer.write(request)
-                said = await reader.read(-1)
-                writer.close()
-            except OSError:
-                said = b""
-            if said.startswith(b"HTTP/1.1 200"):
-                return
-            await asyncio.sleep(LOOK_S)
+
+    async def answered() -> bool:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", appliance.port)
+            writer.write(request)
+            said = await reader.read(-1)
+            writer.close()
+        except OSError:
+            return False
+        return said.startswith(b"HTTP/1.1 200")
+
+    await ask_until("a reply", answered, within_s=60)
 
 
-async def _complete(appliance: RunningAppliance) -> None:
-    """Until there is one process of each kind again: the next round begins where this one began."""
-    async with asyncio.timeout(60):
-        while True:
-            titles = list(appliance.processes().values())
-            if all(sum(found.startswith(title) for found in titles) == 1 for title in KINDS.values()):
-                return
-            await asyncio.sleep(LOOK_S)
+def _complete(appliance: RunningAppliance) -> bool:
+    """Whether there is one process of each kind: the next round begins where this one began."""
+    titles = list(appliance.processes().values())
+    return all(sum(found.startswith(title) for found in titles) == 1 for title in KINDS.values())

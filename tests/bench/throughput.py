@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.waiting import wait_for
+
 from . import models
 from .appliance_run import RunningAppliance, cpu_s
 from .engines import Engine, engines
+from .http_requests import listens
 from .report import ms, row
 
 STREAMS = (16, 64)
@@ -202,23 +205,11 @@ def _peer_server(interpreter: str, model: Path) -> Iterator[tuple[int, int]]:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        asyncio.run(_listening(port))
+        wait_for("llama-cpp-python listens", lambda: listens(port), within_s=START_TIMEOUT_S)
         yield process.pid, port
     finally:
         process.kill()
         process.wait()
-
-
-async def _listening(port: int) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-            else:
-                writer.close()
-                return
 
 
 async def _ask_peer(port: int, streams: int, tokens: int) -> int:

@@ -31,7 +31,10 @@ def test_one_that_fits(tmp_path: Path) -> None:
     check_fits({"token_embd.weight.lora_a": (100, 2), "token_embd.weight.lora_b": (2, 8)}, MODEL)
     path = tmp_path / "a.gguf"
     path.write_bytes(lora())
-    check_fits(read_shapes(path), read_shapes(shipped_model()))
+    model, adapter = read_shapes(shipped_model()), read_shapes(path)
+    width, height = model["blk.0.attn_q.weight"]
+    assert adapter == {"blk.0.attn_q.weight.lora_a": (width, 4), "blk.0.attn_q.weight.lora_b": (4, height)}
+    check_fits(adapter, model)
 
 
 @pytest.mark.parametrize(
