@@ -50,8 +50,8 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Failure(Message, frozen=True, kw_only=True):
-    """The answer to a message that could not be carried out. `request_id` is empty when none could be read. `retry_after_s`: asked
-    again sooner, the answer is the same."""
+    """The answer to a message that could not be carried out. `request_id` is empty when none could be read. Asked again before
+    `retry_after_s`, the answer is the same."""
 
     code: Annotated[str, Meta(max_length=64)]
     message: Annotated[str, Meta(max_length=4096)]
@@ -507,8 +507,8 @@ class IssuedToken(Confidential, frozen=True, kw_only=True):
 
 
 class CheckToken(Message, frozen=True, kw_only=True):
-    """A gateway was shown a token. Answered by `TokenHolder`, or `Failure` with `unknown_token`. What it remembers of the answer, it
-    forgets at `SystemChanged` `session_ended`."""
+    """A gateway was shown a token. Answered by `TokenHolder`, or `Failure` with `unknown_token`. What it remembers of the answer,
+    it forgets at `SystemChanged` `session_ended`."""
 
     request_id: Id
     digest: TokenDigest
@@ -553,8 +553,8 @@ class UserAdd(Confidential, frozen=True, kw_only=True):
 
 
 class UserPassword(Confidential, frozen=True, kw_only=True):
-    """Gives a user another password and ends the user's other sessions. Who is no administrator may change the own one. `Done`, or
-    `Failure`: `bad_user`, `unknown_user`, `users_unreadable`, `denied`."""
+    """Gives a user another password and ends the user's other sessions. Who is no administrator may change the own one. `Done`,
+    or `Failure`: `bad_user`, `unknown_user`, `users_unreadable`, `denied`."""
 
     request_id: Id
     name: UserName
@@ -577,7 +577,8 @@ class PowerAction(StrEnum):
 
 
 class Power(Message, frozen=True, kw_only=True):
-    """Restart the machine or switch it off. `Done` when systemd has taken the order, or `Failure`: `denied`, `power_unavailable`."""
+    """Restart the machine or switch it off. `Done` when systemd has taken the order, or `Failure`: `denied`,
+    `power_unavailable`."""
 
     request_id: Id
     action: PowerAction
