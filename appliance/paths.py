@@ -12,16 +12,19 @@ SOCKET_PATH_LIMIT_BYTES = 107
 
 @dataclass(frozen=True)
 class Paths:
-    """`etc` is what the owner sets, `state` what must survive, `run` what must not."""
+    """`etc` is what the owner sets, `state` what must survive, `run` what must not; `sys` is what the kernel shows."""
 
     etc: Path
     state: Path
     run: Path
+    sys: Path = Path("/sys")
 
     @classmethod
     def system(cls, root: Path = Path("/")) -> Paths:
         """The appliance's own folders, below `root`."""
-        return cls(root / "etc/coral-reef", root / "var/lib/coral-reef", root / "run/coral-reef")
+        return cls(
+            root / "etc/coral-reef", root / "var/lib/coral-reef", root / "run/coral-reef", root / "sys"
+        )
 
     @classmethod
     def under(cls, state: Path) -> Paths:
@@ -70,6 +73,16 @@ class Paths:
     def log_file(self) -> Path:
         """What `coral-reef run` and its parts said; on a tower it is in the journal."""
         return self.state / "logs/coral-reef.log"
+
+    @property
+    def console_history(self) -> Path:
+        """What was typed on the console, a file a user."""
+        return self.state / "console"
+
+    @property
+    def console_line(self) -> Path:
+        """Leads to the terminal that the console of `coral-reef run` is on."""
+        return self.state / "console.line"
 
     @property
     def database(self) -> Path:

@@ -17,10 +17,12 @@ Part = str | Text | Table
 def show(parts: Iterable[Part], screen: Console) -> None:
     """Draws one below the other. Tables fold at the edge of the screen; lines are the terminal's to break."""
     for part in parts:
-        if isinstance(part, Table):
-            screen.print(part)
-        else:
-            screen.print(Text(part) if isinstance(part, str) else part, soft_wrap=True)
+        screen.print(renderable(part), soft_wrap=not isinstance(part, Table))
+
+
+def renderable(part: Part) -> Text | Table:
+    """What rich draws."""
+    return Text(part) if isinstance(part, str) else part
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:
