@@ -107,6 +107,11 @@ class Paths:
         return self.state / "supervisor/model.json"
 
     @property
+    def users(self) -> Path:
+        """Who may log in on a serial line."""
+        return self.state / "supervisor/users.json"
+
+    @property
     def tpu_quarantine(self) -> Path:
         """Which TPUs are not to be used, and why."""
         return self.state / "supervisor/tpu-quarantine.json"

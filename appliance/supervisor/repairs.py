@@ -38,6 +38,7 @@ class Kind(StrEnum):
     TPU_PERMISSION = "tpu_permission"
     TPU_QUARANTINED = "tpu_quarantined"
     TRAY_IDENTITY = "tray_identity"
+    USERS_UNREADABLE = "users_unreadable"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -134,6 +135,12 @@ SORTS: dict[Kind, Sort] = {
     Kind.TRAY_IDENTITY: Sort(
         Severity.WARNING,
         "Correct what devices.identity names, or write the tray's memory anew. Until then the tray goes by its place.",
+    ),
+    Kind.USERS_UNREADABLE: Sort(
+        Severity.ERROR,
+        "Restore the file from a backup, or remove it as root: then there are no users, and whoever holds the USB cable may make "
+        "the first one. Until then nobody can log in on a serial line; this command and the network go on.",
+        "reads the file again",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,

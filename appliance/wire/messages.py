@@ -6,9 +6,8 @@ from it). Either side's first message is `Hello`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum, StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -38,8 +37,8 @@ class Confidential(Message, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"
 
-    def __rich_repr__(self) -> Iterator[str]:
-        return iter(())
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -439,6 +438,9 @@ UserName = Annotated[str, Meta(min_length=1, max_length=64)]
 Password = Annotated[str, Meta(max_length=1024)]
 UserRole = Literal["admin", "user", "guest"]
 
+#: A serial line, as its device is called (`ttyGS0`).
+Line = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._/-]{1,64}\Z")]
+
 #: SHA-256 of a session's token.
 TokenDigest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
@@ -447,7 +449,7 @@ class LoginQuestion(Message, frozen=True, kw_only=True):
     """Asks what a line has to ask of a person. Answered by `LoginNeeds`, or `Failure` (`users_unreadable`)."""
 
     request_id: Id
-    line: Annotated[str, Meta(max_length=64)]
+    line: Line
 
 
 class LoginNeeds(Message, frozen=True, kw_only=True):
@@ -469,7 +471,7 @@ class Login(Confidential, frozen=True, kw_only=True):
     request_id: Id
     name: UserName
     password: Password
-    line: Annotated[str, Meta(max_length=64)]
+    line: Line
     usb: bool
 
 

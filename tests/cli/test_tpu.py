@@ -38,6 +38,7 @@ from appliance.wire.messages import (
     TpuState,
     Tray,
 )
+from tests.supervisor.some_logins import some_logins
 from tests.supervisor.test_control import STATUS, SomeOrders
 
 ROOT = Path(appliance.__file__).parents[1]
@@ -104,6 +105,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
         status=lambda: status,
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),
+        logins=some_logins(paths.supervisor),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1.0,
     )
