@@ -77,12 +77,12 @@ class Paths:
     @property
     def console_history(self) -> Path:
         """What was typed on the console, a file a user."""
-        return self.state / "console"
+        return self.state / "console-history"
 
     @property
     def console_line(self) -> Path:
         """Leads to the terminal that the console of `coral-reef run` is on."""
-        return self.state / "console.line"
+        return self.state / "console"
 
     @property
     def database(self) -> Path:

@@ -280,5 +280,3 @@ def beginning(texts: Sequence[str]) -> str:
 def editor_for(terminal: Terminal, helper: Helper) -> Editor:
     """The best that a terminal can have."""
     return PlainEditor(terminal, helper) if terminal.dumb else FullEditor(terminal, helper)
-
-

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
-import pty
 import signal
+import struct
 import termios
 import threading
 import tty
@@ -166,9 +167,7 @@ class Line:
                 self._loop.remove_writer(self._descriptor)
 
 
-def open_serial(
-    path: Path, *, received: Callable[[bytes], None], lost: Callable[[str], None]
-) -> Line:
+def open_serial(path: Path, *, received: Callable[[bytes], None], lost: Callable[[str], None]) -> Line:
     """Opens a serial device for this process alone, raw, at BAUD. LineLost when that cannot be."""
     try:
         port = serial.Serial(str(path), BAUD, timeout=0, write_timeout=0, exclusive=True)
@@ -178,20 +177,23 @@ def open_serial(
 
 
 class PseudoTerminal:
-    """A pseudo-terminal that people attach to at `path`; we have its other end."""
+    """A pseudo-terminal that people attach to at `/dev/NAME`; `descriptor` is our end of it, and ours to close."""
 
-    def __init__(self) -> None:
-        self.descriptor, theirs = pty.openpty()
-        self.path = Path(os.ttyname(theirs))
-        # Opened and closed once, so that the kernel tells whether somebody has it open: see `link.TerminalCable`.
-        os.close(theirs)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.name = descriptor, f"pts/{_number_of(descriptor)}"
 
     def open(self, *, received: Callable[[bytes], None], lost: Callable[[str], None]) -> Line:
         """A line to whoever is attached. Raw from now on: what is typed is echoed by us or not at all."""
         with contextlib.suppress(OSError, termios.error):
             tty.setraw(self.descriptor)
-        return Line(self.path.name, os.dup(self.descriptor), received=received, lost=lost)
+        return Line(self.name, os.dup(self.descriptor), received=received, lost=lost)
 
     def close(self) -> None:
         """Whoever is attached reads an end."""
         os.close(self.descriptor)
+
+
+def _number_of(descriptor: int) -> int:
+    """Which one it is: ioctl_tty(2), TIOCGPTN."""
+    (number,) = struct.unpack("I", fcntl.ioctl(descriptor, 0x8004_5430, b"\0" * 4))
+    return int(number)

@@ -33,7 +33,7 @@ def said(folder: Path, name: str, text: str) -> list[str]:
         (
             "gatewy.processes = 1",
             (
-                "1: gatewy: unknown key, expected one of gateway, chat, text, inference, scheduler, devices, supervisor, "
+                "1: gatewy: unknown key, expected one of gateway, chat, text, inference, scheduler, devices, console, supervisor, "
                 "nearest valid key: gateway"
             ),
         ),
@@ -66,7 +66,7 @@ def said(folder: Path, name: str, text: str) -> list[str]:
         ),
         (
             '"a.b\\u0007" = 1',
-            '1: "a.b\\u0007": unknown key, expected one of gateway, chat, text, inference, scheduler, devices, supervisor',
+            '1: "a.b\\u0007": unknown key, expected one of gateway, chat, text, inference, scheduler, devices, console, supervisor',
         ),
         ("a = 1\nb = \n", "2: invalid value, expected valid TOML"),
         ("x = 1\n\nx = 2", "3: cannot overwrite a value, expected valid TOML"),
