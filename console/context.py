@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from appliance.client.screen import Part
+from appliance.client.status import status_parts
 from appliance.paths import Paths
 from appliance.wire.messages import Done, IssuedToken, IssueToken, Message, Status, UserRole
 
@@ -55,6 +57,10 @@ class Context:
         """What the appliance does now; the names in it complete what is typed next."""
         self.known = await self.control.status()
         return self.known
+
+    async def status_parts(self) -> Iterator[Part]:
+        """The status as it is drawn here."""
+        return status_parts(await self.status(), command="", columns=self.terminal.size().columns)
 
     async def order(self, message: Message, *, timeout_s: float) -> None:
         """Has the supervisor do something, and says what it says."""

@@ -16,8 +16,8 @@ WAITING_LIMIT_BYTES = 8192
 QUIET_S = 0.3
 
 CTRL_C = b"\x03"
-_LINE_END = re.compile(rb"[\r\n]")
-_ENDS_LINE = re.compile(rb"[\r\n\x03]")
+#: Ctrl-C ends a line, too: what was typed before it is void.
+_LINE_END = re.compile(rb"[\r\n\x03]")
 _ENDS_FLOOD = re.compile(rb"\x03")
 
 
@@ -102,14 +102,14 @@ class Intake:
 
     def _spoil(self, refusing: _Refusing) -> None:
         """Begins to refuse; what waits of the line that has begun goes too."""
-        begun = len(self._waiting) - max(self._waiting.rfind(b"\r"), self._waiting.rfind(b"\n")) - 1
+        begun = len(self._waiting) - max(map(self._waiting.rfind, (b"\r", b"\n", CTRL_C))) - 1
         del self._waiting[len(self._waiting) - begun :]
         self.spoilt = self.spoilt or self._length > begun
         self.refused += self._length
         self._length, self._refusing, self._after_cr = 0, refusing, False
 
     def _refuse(self, data: bytes, at: int) -> int:
-        found = (_ENDS_LINE if self._refusing is _Refusing.LINE else _ENDS_FLOOD).search(data, at)
+        found = (_LINE_END if self._refusing is _Refusing.LINE else _ENDS_FLOOD).search(data, at)
         if found is None:
             self.refused += len(data) - at
             return len(data)

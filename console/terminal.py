@@ -53,6 +53,16 @@ class _Stream:
         return True
 
 
+class _Output(Vt100_Output):
+    """Asks for no pastes in brackets: one would come as a single key, however long it is."""
+
+    def enable_bracketed_paste(self) -> None:
+        pass
+
+    def disable_bracketed_paste(self) -> None:
+        pass
+
+
 class Terminal:
     """A person's screen and keys. `dumb` until `look` has found out otherwise."""
 
@@ -115,7 +125,7 @@ class Terminal:
 
     def output(self) -> Vt100_Output:
         """What prompt_toolkit draws on."""
-        return Vt100_Output(
+        return _Output(
             self._stream,  # type: ignore[arg-type]
             self.size,
             term="vt100",

@@ -10,7 +10,7 @@ from appliance.wire.messages import EngineBuild, Status
 from .amounts import duration
 from .repairs import repair_lines
 from .screen import Part
-from .workers import workers_table
+from .workers import WIDE_COLUMNS, workers_table
 
 #: The builds of the engine of embedding and emotion models.
 LITERT = {"xnnpack": "models on the CPU (XNNPACK)", "libedgetpu": "models on Edge TPUs (libedgetpu)"}
@@ -27,8 +27,10 @@ def engine_in_words(engine: EngineBuild) -> str:
     return f"engine: xllamacpp {engine.version}, {build} ({' '.join(engine.features)})"
 
 
-def status_parts(status: Status, *, command: str = "coral-reef ") -> Iterator[Part]:
-    """What runs, what it does, what is wrong. `command` as for `repair_lines`."""
+def status_parts(
+    status: Status, *, command: str = "coral-reef ", columns: int = WIDE_COLUMNS
+) -> Iterator[Part]:
+    """What runs, what it does, what is wrong, for a screen of so many columns. `command` as for `repair_lines`."""
     state = "ready" if status.ready else "not ready"
     yield (
         f"Coral-Reef {status.version} is {state}: {status.summary}; mode {status.mode}; up {duration(status.uptime_s)}"
@@ -37,7 +39,7 @@ def status_parts(status: Status, *, command: str = "coral-reef ") -> Iterator[Pa
         f"{status.leases} replies now, {status.waiting} waiting; {status.requests} so far "
         f"({status.prompt_tokens} tokens read, {status.completion_tokens} written)"
     )
-    yield workers_table(status.workers)
+    yield workers_table(status.workers, columns=columns)
     if status.model != status.configured_model:
         yield f"{status.model} was chosen with '{command}model load'; appliance.toml says {status.configured_model}"
     if status.tpus:

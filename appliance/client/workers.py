@@ -9,9 +9,25 @@ from appliance.wire.messages import WorkerStatus
 from .amounts import duration, size
 from .screen import table
 
+#: Below so many columns what matters least is left out.
+WIDE_COLUMNS = 100
 
-def workers_table(workers: list[WorkerStatus]) -> Table:
-    """A row a worker."""
+
+def workers_table(workers: list[WorkerStatus], *, columns: int = WIDE_COLUMNS) -> Table:
+    """A row a worker, for a screen of so many columns."""
+    if columns < WIDE_COLUMNS:
+        short = [
+            (
+                each.name,
+                each.model,
+                each.state,
+                f"{each.leases}/{each.slots}",
+                size(each.rss_bytes),
+                each.detail,
+            )
+            for each in workers
+        ]
+        return table(("worker", "model", "state", ">replies", ">memory", "note"), short)
     rows = [
         (
             worker.name,

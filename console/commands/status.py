@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appliance.client.status import status_parts
 from console.context import Context
 
 from .command import Command, only
@@ -12,7 +11,7 @@ from .command import Command, only
 
 async def run(context: Context, words: Sequence[str]) -> None:
     only(COMMAND, words, "")
-    context.terminal.show(status_parts(await context.status(), command=""))
+    context.terminal.show(await context.status_parts())
 
 
 COMMAND = Command(

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
-from appliance.client.status import status_parts
 from appliance.client.tpus import change_line
 from appliance.wire.messages import (
     EventsLost,
@@ -42,7 +41,7 @@ async def _draw(context: Context) -> None:
     terminal.write(HIDE_CURSOR)
     try:
         while True:
-            lines = terminal.drawn(status_parts(await context.status(), command=""))
+            lines = terminal.drawn(await context.status_parts())
             lines = [*lines[: terminal.size().rows - 2], "", "Ctrl-C ends."]
             await terminal.line.room()
             terminal.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines[:-1]))
@@ -54,7 +53,7 @@ async def _draw(context: Context) -> None:
 
 async def _tell(context: Context) -> None:
     """A line for each change, where the cursor cannot be moved."""
-    context.terminal.show(status_parts(await context.status(), command=""))
+    context.terminal.show(await context.status_parts())
     context.say("What changes from now on; Ctrl-C ends.")
     async with aclosing(context.control.events()) as events:
         async for line in _lines(events):

@@ -17,7 +17,9 @@ RESTART_TIMEOUT_S = 600.0
 async def run(context: Context, words: Sequence[str]) -> None:
     action, names = only(COMMAND, words, "list", "restart", names=1)
     if action == "list" and not names:
-        context.terminal.show([workers_table((await context.status()).workers)])
+        context.terminal.show(
+            [workers_table((await context.status()).workers, columns=context.terminal.size().columns)]
+        )
     elif action == "restart" and names:
         context.require_admin()
         context.say(f"waiting until the replies of {names[0]} have ended")
