@@ -20,9 +20,10 @@ from .editor import Interrupted, PlainEditor
 from .errors import CommandFailed
 from .terminal import Terminal
 
-#: What a name and a password have at most: see `wire.messages`.
-NAME_LIMIT_CHARS = 64
+#: What a password has at most: see `wire.messages`.
 PASSWORD_LIMIT_CHARS = 1024
+
+NAMES = "Names have small letters, digits, '-' and '_'."
 
 #: Who has typed a name and then nothing more has gone.
 PATIENCE_S = 60.0
@@ -32,6 +33,9 @@ LOGIN_TIMEOUT_S = 30.0
 
 #: How often a supervisor that does not run is looked for.
 RETRY_S = 1.0
+
+#: As `identity.users` has them: anything else is noise, or a slip of the keyboard.
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 #: A command to a modem, whole; then what may still become one. Names of users have no capitals (`identity.users`).
 _AT = re.compile(r"AT.*|at([+&%^$#*!\\/].*)?")
@@ -100,7 +104,7 @@ class Door:
             return None
         self._terminal.say(
             "Nobody can log in yet. Because you hold the tower's own cable, you may choose name and\n"
-            "password of its administrator now. Names have small letters, digits, '-' and '_'."
+            f"password of its administrator now. {NAMES}"
         )
         name = await self._name("Name of the administrator: ")
         if not name:
@@ -136,7 +140,13 @@ class Door:
         """The name; empty where there is none in the line, or a program has spoken. As long as nothing is typed, it waits."""
         editor = PlainEditor(self._terminal, held=may_be_probe)
         line = (await self._edit(editor, prompt, patience_s=None)).strip()
-        return "" if is_probe(line) or len(line) > NAME_LIMIT_CHARS else line
+        if is_probe(line):
+            return ""
+        if _NAME.fullmatch(line):
+            return line
+        if line and line.isascii():
+            self._terminal.say(NAMES)
+        return ""
 
     async def _secret(self, prompt: str) -> str:
         editor = PlainEditor(self._terminal, hidden=True)
