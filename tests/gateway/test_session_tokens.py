@@ -187,7 +187,7 @@ async def test_made_up_tokens_are_refused(served: Served) -> None:
     ):
         headers = {b"Authorization": b"Bearer " + token.encode()}
         assert (await served.client.get("/api/v1/personas", headers=headers)).status_code == 401
-        if token.isascii():
+        if token.isascii() and "=" not in token:  # which no subprotocol can hold
             with pytest.raises(InvalidStatus) as refused:
                 async with websocket(served, token):
                     pass
