@@ -8,7 +8,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from appliance.supervisor.errors import (
     UnknownToken,
     WrongLogin,
 )
-from appliance.supervisor.logins import QUESTIONS_LIMIT, QUESTIONS_LIMIT_OF_ONE, Logins, Session, Standing
+from appliance.supervisor.logins import CONSOLE_QUESTIONS_LIMIT, QUESTIONS_LIMIT, Logins, Session, Standing
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, Peer, connect
 from appliance.wire.messages import (
@@ -247,7 +247,7 @@ async def test_login(served: Served, caplog: pytest.LogCaptureFixture) -> None:
                 await served.ask(console, login(name, password))
         assert console.user is None
         assert await served.ask(console, login("anna")) == LoggedIn(request_id="a", name="anna", role="admin")
-    assert "anna has logged in on ttyGS0" in caplog.text
+    assert "anna has logged in on ttyGS0 (USB)" in caplog.text
     assert "a login failed on ttyGS0" in caplog.text
     assert "geheim" not in caplog.text
     assert PASSWORD not in caplog.text
@@ -310,20 +310,24 @@ async def test_the_loop_goes_on_while_a_password_is_hashed(served: Served) -> No
 
 
 async def test_too_many_questions_at_once(served: Served) -> None:
+    """Of one peer, and of consoles, however many connections they have; administrators are answered all the same."""
     await served.add("anna")
-    one = served.console()
+    consoles = [await served.logged_in("anna") for _ in range(CONSOLE_QUESTIONS_LIMIT // QUESTIONS_LIMIT + 1)]
 
-    def list_users(session: Session) -> Awaitable[Message | str]:
-        return served.ask(session, UserList(request_id="a"))
+    async def answers(sessions: list[Session]) -> list[type]:
+        asked = [served.ask(session, UserList(request_id="a")) for session in sessions]
+        return [type(each) for each in await asyncio.gather(*asked, return_exceptions=True)]
 
-    owner = served.owner()
-    asked = [list_users(owner) for _ in range(QUESTIONS_LIMIT_OF_ONE + 1)]
-    done = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(each) for each in done] == [Users] * QUESTIONS_LIMIT_OF_ONE + [Busy]
-    asked = [list_users(served.owner()) for _ in range(QUESTIONS_LIMIT + 1)]
-    done = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(each) for each in done] == [Users] * QUESTIONS_LIMIT + [Busy]
-    assert isinstance(await served.ask(one, login("anna")), LoggedIn)
+    one = [served.owner()] * (QUESTIONS_LIMIT + 1)
+    assert await answers(one) == [Users] * QUESTIONS_LIMIT + [Busy]
+    many = [console for console in consoles for _ in range(QUESTIONS_LIMIT)]
+    assert await answers([*many, served.owner(), served.session(MEMBER)]) == [
+        *[Users] * CONSOLE_QUESTIONS_LIMIT,
+        *[Busy] * QUESTIONS_LIMIT,
+        Users,
+        Users,
+    ]
+    assert await answers(consoles) == [Users] * len(consoles)
 
 
 # --- changes end sessions -----------------------------------------------------------------------------------------------
@@ -383,9 +387,9 @@ async def test_a_token_is_worth_what_its_user_is_while_the_connection_is_open(se
     await served.add("anna")
     await served.add("gast", "guest")
     gateway, console = served.session(GATEWAY), await served.logged_in("gast")
-    with pytest.raises(Denied, match="anna is not logged in here"):
+    with pytest.raises(Denied, match="'anna' is not logged in here"):
         await served.ask(console, IssueToken(request_id="a", name="anna"))
-    with pytest.raises(Denied, match="gast is not logged in here"):
+    with pytest.raises(Denied, match="'gast' is not logged in here"):
         await served.ask(served.console(), IssueToken(request_id="a", name="gast"))
     token = await served.ask(console, IssueToken(request_id="a", name="gast"))
     holder = TokenHolder(request_id="a", name="gast", role="guest")
