@@ -168,12 +168,10 @@ class Logins:
             return self._check_token(message)
         if session.standing is Standing.GATEWAY:
             raise Denied("a gateway has nothing to do with users and power")
-        console = (
-            session.standing is Standing.CONSOLE
-        )  # one that was taken over must not keep administrators out
-        if session.questions >= QUESTIONS_LIMIT or (
-            console and self._console_questions >= CONSOLE_QUESTIONS_LIMIT
-        ):
+        # A console that was taken over must not keep administrators out.
+        console = session.standing is Standing.CONSOLE
+        many = console and self._console_questions >= CONSOLE_QUESTIONS_LIMIT
+        if many or session.questions >= QUESTIONS_LIMIT:
             raise Busy
         session.questions += 1
         self._console_questions += console
