@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,31 +30,42 @@ async def call(
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> list[Any]:
     """Calls one method over a connection of its own and returns what it answers. BusError."""
-    from dbus_next import BusType, Message, MessageType
-    from dbus_next.aio import MessageBus
-    from dbus_next.errors import DBusError
+    from dbus_next.aio.message_bus import MessageBus
+    from dbus_next.constants import BusType, MessageType
+    from dbus_next.errors import AuthError, DBusError, InvalidAddressError
+    from dbus_next.message import Message
 
+    message = Message(
+        destination=destination,
+        path=path,
+        interface=interface,
+        member=member,
+        signature=signature,
+        body=list(arguments),
+    )
     try:
         async with asyncio.timeout(timeout_s):
-            bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+            bus = MessageBus(bus_type=BusType.SYSTEM)
             try:
-                reply = await bus.call(
-                    Message(
-                        destination=destination,
-                        path=path,
-                        interface=interface,
-                        member=member,
-                        signature=signature,
-                        body=list(arguments),
-                    )
-                )
+                await bus.connect()
+                reply = await bus.call(message)
             finally:
-                bus.disconnect()
+                _close(bus)
     except TimeoutError:
-        raise BusError(f"{destination} did not answer in {timeout_s:.0f} s") from None
-    except (OSError, EOFError, DBusError) as error:
+        raise BusError(f"{destination} did not answer in {timeout_s:g} s") from None
+    except (OSError, EOFError, AuthError, DBusError, InvalidAddressError) as error:
         raise BusError(f"the system's D-Bus cannot be reached: {error}") from error
-    assert reply is not None
     if reply.message_type is MessageType.ERROR:
         raise BusError(str(reply.body[0]) if reply.body else reply.error_name, reply.error_name)
     return list(reply.body)
+
+
+def _close(bus: Any) -> None:
+    """The library only shuts its socket down, and leaves it and the loop's reader to the garbage collector."""
+    bus.disconnect()
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(bus._sock)  # noqa: SLF001
+    loop.remove_writer(bus._sock)  # noqa: SLF001
+    with contextlib.suppress(OSError):  # what was not sent any more
+        bus._stream.close()  # noqa: SLF001
+    bus._sock.close()  # noqa: SLF001

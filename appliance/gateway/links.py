@@ -192,6 +192,7 @@ class SupervisorLink:
 
     async def holder_of(self, digest: bytes) -> TokenHolder | None:
         """Whose session's token that is, None when nobody's. Unavailable when the supervisor is away."""
+        await self._reach()  # who waits for the supervisor takes nobody's place
         async with self._checking:
             connection = await self._reach()
             request_id = secrets.token_hex(8)

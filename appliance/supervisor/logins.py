@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 CONSOLE_USER = "coral-console"
 GATEWAY_USER = "coral-gateway"
 
-#: So many questions may be under way, of all and of one peer; only one hash is computed at a time.
-QUESTIONS_LIMIT = 16
-QUESTIONS_LIMIT_OF_ONE = 4
+#: So many questions may be under way, of one peer and of all consoles; only one hash is computed at a time.
+QUESTIONS_LIMIT = 4
+CONSOLE_QUESTIONS_LIMIT = 16
 
 #: What is asked here, and nowhere else.
 ACCOUNT_MESSAGES = (
@@ -137,7 +137,7 @@ class Logins:
         # One hash at a time, whoever asks: each takes 19 MiB and a core. The loop goes on meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="users")
         self._one_login = asyncio.Lock()
-        self._questions = 0
+        self._console_questions = 0
 
     async def look(self) -> str:
         """Reads the file and tells whether it can be read; returns a sentence. UsersUnreadable."""
@@ -168,15 +168,18 @@ class Logins:
             return self._check_token(message)
         if session.standing is Standing.GATEWAY:
             raise Denied("a gateway has nothing to do with users and power")
-        if self._questions >= QUESTIONS_LIMIT or session.questions >= QUESTIONS_LIMIT_OF_ONE:
+        # A console that was taken over must not keep administrators out.
+        console = session.standing is Standing.CONSOLE
+        many = console and self._console_questions >= CONSOLE_QUESTIONS_LIMIT
+        if many or session.questions >= QUESTIONS_LIMIT:
             raise Busy
-        self._questions += 1
         session.questions += 1
+        self._console_questions += console
         try:
             return await self._carry_out(session, message)
         finally:
-            self._questions -= 1
             session.questions -= 1
+            self._console_questions -= console
 
     async def _carry_out(self, session: Session, message: Message) -> str | Message:
         match message:
@@ -238,7 +241,7 @@ class Logins:
                 log.warning("a login failed on %s", line)
                 raise WrongLogin(self._throttle.wait_s(line, message.name))
             self._throttle.right(line, message.name)
-        return self._logged_in(session, message.request_id, user, line)
+        return self._logged_in(session, message.request_id, user, f"{line} (USB)" if message.usb else line)
 
     async def _first_user(self, session: Session, message: FirstUser) -> LoggedIn:
         if session.standing is Standing.MEMBER:
@@ -274,7 +277,7 @@ class Logins:
     async def _holder(self, session: Session, name: str) -> User:
         if session.standing is Standing.CONSOLE:
             if session.user is None or session.user.name != name:
-                raise Denied(f"{name} is not logged in here")
+                raise Denied(f"{name!r} is not logged in here")
             return session.user
         if session.standing is not Standing.OWNER:
             raise Denied("only the console may ask for a token")
