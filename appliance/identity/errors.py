@@ -1,7 +1,8 @@
 """Errors of identity. A key that is not valid is no error: `ApiKeys.verify` answers None.
 
 IdentityError               what failed; `remedy` says what to do about it
-└── UnknownRole             the database names a role that this software does not know
+├── UnknownRole             the database names a role that this software does not know
+└── DeviceKeyError          the appliance's own key cannot be used
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class UnknownRole(IdentityError):
             f"The API key {key_id} has the unknown role {role!r}",
             remedy="Install the newer software, or revoke the key",
         )
+
+
+class DeviceKeyError(IdentityError):
+    """Its file is unreadable, open to others or malformed. A new one in its place would make a stranger of the appliance."""
