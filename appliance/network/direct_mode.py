@@ -42,17 +42,12 @@ class DirectMode:
         return cls(address if isinstance(address, IPv4Interface) else DEFAULT_ADDRESS, network.api.port)
 
 
-def firewall(mode: DirectMode, *, resolver_uid: int | None) -> str:
+def firewall(mode: DirectMode) -> str:
     """For `nft -f -`: our own table, replaced in one transaction; nobody else's is touched.
 
     From the desktop only DHCP, mDNS, the ways to find out who has an address, and the API reach the tower, and nothing passes
-    through it. Its mDNS (of the user `resolver_uid`) leaves on this link alone.
+    through it.
     """
-    only_here = (
-        f'oifname != {{ "{INTERFACE}", "lo" }} udp dport 5353 meta skuid {resolver_uid} drop'
-        if resolver_uid is not None
-        else ""
-    )
     return f"""\
 table inet {TABLE}
 delete table inet {TABLE}
@@ -74,10 +69,6 @@ table inet {TABLE} {{
         type filter hook forward priority filter - 10; policy accept;
         iifname "{INTERFACE}" drop
         oifname "{INTERFACE}" drop
-    }}
-    chain output {{
-        type filter hook output priority filter - 10; policy accept;
-        {only_here}
     }}
 }}
 """

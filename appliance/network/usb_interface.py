@@ -8,7 +8,6 @@ has to be agreed with.
 from __future__ import annotations
 
 import logging
-import pwd
 import subprocess
 from collections.abc import Callable
 
@@ -21,9 +20,6 @@ log = logging.getLogger(__name__)
 
 #: What ip or nft may take; the machine may be busy.
 COMMAND_TIMEOUT_S = 20.0
-
-#: Who speaks mDNS: the user of systemd-resolved on Debian.
-RESOLVER = "systemd-resolve"
 
 Run = Callable[..., str]
 
@@ -65,7 +61,7 @@ class UsbInterface:
 
     def guard(self) -> None:
         """Puts the firewall up, before the interface: without it there is no link."""
-        self._run("nft", "-f", "-", stdin=firewall(self.mode, resolver_uid=_uid(RESOLVER)))
+        self._run("nft", "-f", "-", stdin=firewall(self.mode))
 
     def unguard(self) -> None:
         """Takes the firewall away, after the interface."""
@@ -89,6 +85,11 @@ class UsbInterface:
                 f"{INTERFACE} has {', '.join(_ipv4(now)) or 'no address'}, expected {wanted}, up"
             )
 
+    def announce(self) -> None:
+        """Lets systemd-resolved speak mDNS on this link; on others it does not unless somebody has told it so. It remembers that
+        while the interface lives, over its own restarts too."""
+        self._run("resolvectl", "mdns", INTERFACE, "yes")
+
     def _look(self) -> _Interface:
         said = self._run("ip", "-json", "address", "show", "dev", INTERFACE)
         return parse_address(said)
@@ -107,10 +108,3 @@ def parse_address(said: str) -> _Interface:
 
 def _ipv4(found: _Interface) -> list[str]:
     return [f"{each.local}/{each.prefixlen}" for each in found.addr_info if each.family == "inet"]
-
-
-def _uid(user: str) -> int | None:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return None

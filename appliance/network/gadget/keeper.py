@@ -238,6 +238,11 @@ class Keeper:
         if trouble and trouble != self._link_trouble:
             log.error("no direct mode: %s", trouble)
         self._link_trouble, self._link_up = trouble, not trouble
+        if self._link_up:
+            try:
+                self._interface.announce()
+            except NetworkError as error:
+                log.warning("the link is not announced: %s", error)
         return LOOK_S
 
     # --- what is shown ------------------------------------------------------------------------------------------
