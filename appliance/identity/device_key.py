@@ -56,9 +56,11 @@ def _read(path: Path) -> bytes:
             f"The appliance's key {path} cannot be opened: {error.strerror}",
             remedy=f"Make {path} readable for root, and for nobody else",
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
-        content = file.read(2 * SEED_BYTES + 2) if stat.S_ISREG(mode) else b""
+        content = os.read(descriptor, 2 * SEED_BYTES + 2) if stat.S_ISREG(mode) else b""
+    finally:
+        os.close(descriptor)
     if stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
         raise DeviceKeyError(
             f"The appliance's key {path} is open to other users (mode {stat.S_IMODE(mode):04o})",

@@ -114,6 +114,5 @@ def announcement(mode: DirectMode, *, version: str, fingerprint: str) -> str:
 Name=%H
 Type={SERVICE_TYPE}
 Port={mode.port}
-TxtText=version={version}
-TxtText=fingerprint={fingerprint}
+TxtText=version={version} fingerprint={fingerprint}
 """

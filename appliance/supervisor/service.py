@@ -51,6 +51,7 @@ from .repairs import Kind, Repairs
 from .tensor_workers import TensorWorkers
 from .text_model import TextModel
 from .tpus import Tpus
+from .usb import Usb
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Supervisor:
             worker_user=os.environ.get(WORKER_USER) or None,
         )
         self._tensors.events = self.tpus.watch
+        self._usb = Usb(paths.usb_link, self._repairs)
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
@@ -128,6 +130,8 @@ class Supervisor:
         await self._control.start()
         devices = asyncio.create_task(self.tpus.run(), name="devices")
         devices.add_done_callback(self._keeper_ended)
+        usb = asyncio.create_task(self._usb.run(), name="usb")
+        usb.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
@@ -143,9 +147,9 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            for task in (*self._tasks.values(), devices, watchdog):
+            for task in (*self._tasks.values(), devices, usb, watchdog):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), devices, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), devices, usb, watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             extending.cancel()
@@ -281,6 +285,7 @@ class Supervisor:
             tpus=self.tpus.all(),
             trays=self.tpus.trays(),
             hotplug=self.tpus.hotplug,
+            usb=self._usb.link(),
         )
 
     # --- what the model asks of us --------------------------------------------------------------------------------
@@ -385,6 +390,8 @@ class Supervisor:
         self._invocations.limit = now.scheduler.queue_limit
         if theirs := [key for key in changed if key in gateway_part(now)]:
             done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if any(key.startswith("interfaces") for key in listening):
+            done.append("the USB link takes them with 'systemctl restart coral-reef-gadget'")
         if later := [key for key in listening if key.startswith("api.")]:
             done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)

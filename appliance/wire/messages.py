@@ -338,6 +338,14 @@ class UsbLink(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     trouble: str = ""
 
+    @property
+    def in_words(self) -> str:
+        """What is plugged in, and where the API is reached over it."""
+        words = self.detail
+        if self.address and self.state in (UsbState.CONNECTED, UsbState.UNPLUGGED):
+            words += f"; direct mode on {self.interface}, {self.address}"
+        return words + (f"; no direct mode: {self.trouble}" if self.trouble else "")
+
 
 class Status(Message, frozen=True, kw_only=True):
     """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the

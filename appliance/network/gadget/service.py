@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from systemd import daemon
 
-from appliance.wire.messages import UsbLink, UsbState
+from appliance.wire.messages import UsbLink
 
 from .keeper import Keeper
 
@@ -60,7 +60,7 @@ class Service:
         if status == self._said:
             return
         self._publish(msgspec.json.encode(status))
-        daemon.notify(f"READY=1\nSTATUS={in_words(status)}")
+        daemon.notify(f"READY=1\nSTATUS={status.in_words}")
         self._said = status
 
     def _wait(self, states: list[int], monitor: Any, patience_s: float) -> None:
@@ -91,16 +91,6 @@ class Service:
                     os.read(descriptor, 256)
                     descriptors.append(descriptor)
             yield descriptors
-
-
-def in_words(status: UsbLink) -> str:
-    """For `systemctl status` and `coral-reef status`: what is, and where the API is reached."""
-    words = status.detail
-    if status.state in (UsbState.CONNECTED, UsbState.UNPLUGGED) and status.address:
-        words += f"; direct mode on {status.interface}, {status.address}"
-    if status.trouble:
-        words += f"; no direct mode: {status.trouble}"
-    return words
 
 
 def _monitor() -> Any:
