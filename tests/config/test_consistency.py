@@ -70,8 +70,10 @@ def said(folder: Path, text: str, name: str = "network.yaml") -> list[str]:
         *(
             (
                 f"interfaces: {{primary: {{type: usb, ip: '{ip}'}}}}",
-                "error 1 interfaces.primary.ip: leaves no address for the desktop, "
-                f"expected an IPv4 address of a network up to /30, not {ip}",
+                (
+                    "error 1 interfaces.primary.ip: leaves no address for the desktop, "
+                    f"expected an IPv4 address of a network up to /30, not {ip}"
+                ),
             )
             for ip in ("fd00::1/64", "10.0.0.0/31", "10.0.0.1/32")
         ),
