@@ -67,6 +67,8 @@ def show(status: Status) -> None:
     if status.tpus:
         counts = Counter(tpu.state.replace("_", " ") for tpu in status.tpus)
         print(f"TPUs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    if status.usb is not None:
+        print(f"USB: {status.usb.in_words}")
     for build in dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine):
         print(build)
     show_repairs(status.repairs)
