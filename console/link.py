@@ -38,24 +38,24 @@ class UsbCable:
 
     def __init__(self, paths: Paths, line: str) -> None:
         """`line` is the device's name, `ttyGS0`."""
-        self._sys, self._port = paths.sys, line.removeprefix("ttyGS")
+        self._gadgets, self._controllers = paths.gadgets, paths.usb_controllers
+        self._port = line.removeprefix("ttyGS")
         self._gadget: Path | None = None
 
     def attached(self) -> bool:
-        controllers = self._sys / "class/udc"
         bound = self._bound_to()
         if bound is not None:
-            return bool(bound) and _read(controllers / bound / "state") == CONFIGURED
+            return bool(bound) and _read(self._controllers / bound / "state") == CONFIGURED
         # No gadget of configfs has this line: one that was built otherwise, on whichever controller.
         try:
-            return any(_read(each / "state") == CONFIGURED for each in controllers.iterdir())
+            return any(_read(each / "state") == CONFIGURED for each in self._controllers.iterdir())
         except OSError:
             return False
 
     def _bound_to(self) -> str | None:
         """The controller of the gadget whose function is this line; empty when it is not bound, None when no gadget has it."""
         if self._gadget is None or _read(self._gadget / "UDC") is None:
-            numbers = (self._sys / "kernel/config/usb_gadget").glob("*/functions/*/port_num")
+            numbers = self._gadgets.glob("*/functions/*/port_num")
             self._gadget = next((each.parents[2] for each in numbers if _read(each) == self._port), None)
         return None if self._gadget is None else _read(self._gadget / "UDC") or ""
 

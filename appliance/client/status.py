@@ -45,5 +45,7 @@ def status_parts(
     if status.tpus:
         counts = Counter(tpu.state.replace("_", " ") for tpu in status.tpus)
         yield f"TPUs: {', '.join(f'{count} {state}' for state, count in counts.items())}"
+    if status.usb is not None:
+        yield f"USB: {status.usb.in_words}"
     yield from dict.fromkeys(engine_in_words(worker.engine) for worker in status.workers if worker.engine)
     yield from repair_lines(status.repairs, command=command)
