@@ -141,8 +141,9 @@ class _Completer(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> list[Completion]:
         before = document.text_before_cursor
-        begun = len(last_word(before))
-        return [Completion(each, start_position=-begun) for each in self._complete(before)]
+        begun, found = len(last_word(before)), self._complete(before)
+        end = " " if len(found) == 1 else ""
+        return [Completion(f"{each}{end}", start_position=-begun) for each in found]
 
 
 class PlainEditor(Editor):

@@ -83,8 +83,8 @@ def test_looking_around(person: Terminal) -> None:
 
 
 def test_completion_history_and_help(person: Terminal) -> None:
-    person.type(f"worker re{TAB}{TAB}")
-    person.expect("worker restart")
+    person.type(f"worker re{TAB}")
+    person.expect("start")
     person.type(f"te{TAB}")
     person.expect("text-1")
     person.type(CTRL_C)
@@ -147,7 +147,7 @@ def test_watching(appliance: Booted, person: Terminal) -> None:
     person.expect("Ctrl-C ends")
     before = appliance.worker_pid()
     os.kill(before, signal.SIGKILL)
-    person.expect(r"text-1.*(waiting|starting)")
+    person.expect(r"text-1.*(waiting|starting|restarted)")
     person.expect(r"text-1.*ready")
     person.type(CTRL_C)
     person.expect(PROMPT)
