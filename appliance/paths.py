@@ -73,6 +73,16 @@ class Paths:
         return self.state / "logs/coral-reef.log"
 
     @property
+    def console_history(self) -> Path:
+        """What was typed on the console, a file a user."""
+        return self.state / "console-history"
+
+    @property
+    def console_line(self) -> Path:
+        """Leads to the terminal that the console of `coral-reef run` is on."""
+        return self.state / "console"
+
+    @property
     def database(self) -> Path:
         return self.state / "coral-reef.db"
 
@@ -93,6 +103,11 @@ class Paths:
     def model_choice(self) -> Path:
         """Which model `coral-reef model load` chose last; none when appliance.toml decides. The folder is the supervisor's."""
         return self.state / "supervisor/model.json"
+
+    @property
+    def users(self) -> Path:
+        """Who may log in on a serial line."""
+        return self.state / "supervisor/users.json"
 
     @property
     def tpu_quarantine(self) -> Path:

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     TPU_PERMISSION = "tpu_permission"
     TPU_QUARANTINED = "tpu_quarantined"
     TRAY_IDENTITY = "tray_identity"
+    USERS_UNREADABLE = "users_unreadable"
     USB_DIRECT_MODE = "usb_direct_mode"
     USB_FROZEN = "usb_frozen"
     USB_GADGET = "usb_gadget"
@@ -137,6 +138,12 @@ SORTS: dict[Kind, Sort] = {
     Kind.TRAY_IDENTITY: Sort(
         Severity.WARNING,
         "Correct what devices.identity names, or write the tray's memory anew. Until then the tray goes by its place.",
+    ),
+    Kind.USERS_UNREADABLE: Sort(
+        Severity.ERROR,
+        "Restore the file from a backup, or remove it as root: then there are no users, and whoever holds the USB cable may make "
+        "the first one. Until then nobody can log in on a serial line; this command and the network go on.",
+        "reads the file again",
     ),
     Kind.USB_DIRECT_MODE: Sort(
         Severity.ERROR,
