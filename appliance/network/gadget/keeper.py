@@ -278,4 +278,6 @@ class Keeper:
             )
         if bound.phase is Phase.CONFIGURED:
             return UsbState.CONNECTED, f"a desktop is connected ({bound.speed or 'speed unknown'})"
+        if bound.phase is Phase.HALFWAY:
+            return UsbState.UNPLUGGED, f"something is plugged in and has not accepted us yet ({bound.state})"
         return UsbState.UNPLUGGED, f"nothing is plugged in ({bound.state or 'state unknown'})"
