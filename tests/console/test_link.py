@@ -55,6 +55,18 @@ def test_only_configured_is_attached(usb: Usb, state: str) -> None:
     assert cable_of(usb.paths, "ttyGS0").attached() == (state == "configured")
 
 
+@pytest.mark.parametrize(("suspended", "attached"), [("0", True), ("1", False)])
+def test_a_gadget_that_sleeps_on_a_controller_that_does_not_tell(
+    usb: Usb, suspended: str, *, attached: bool
+) -> None:
+    usb.controller("dummy_udc.0", "configured")
+    usb.gadget("coral-reef", "dummy_udc.0")
+    gadget = usb.paths.usb_controllers / "dummy_udc.0/device/gadget.0"
+    gadget.mkdir(parents=True)
+    (gadget / "suspended").write_text(f"{suspended}\n")
+    assert cable_of(usb.paths, "ttyGS0").attached() == attached
+
+
 def test_the_controller_is_that_of_the_line(usb: Usb) -> None:
     """Other gadgets of the machine have cables of their own."""
     usb.controller("dummy_udc.0", "not attached")
