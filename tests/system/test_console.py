@@ -56,6 +56,11 @@ def line_of(appliance: Booted) -> Path:
     return path
 
 
+def console_of(appliance: Booted) -> int:
+    """Its process, once it has given itself its title."""
+    return wait_for("the console runs", lambda: appliance.pids("console"))[0]
+
+
 @pytest.fixture(params=[False, True], ids=["dumb", "smart"])
 def person(request: pytest.FixtureRequest, appliance: Booted) -> Iterator[Terminal]:
     with console(appliance, smart=request.param) as found:
@@ -189,7 +194,7 @@ def test_who_does_not_read_holds_nobody_up(appliance: Booted) -> None:
 
 
 def test_coming_and_going_leaves_nothing_behind(appliance: Booted) -> None:
-    (pid,) = appliance.pids("console")
+    pid = console_of(appliance)
     process = psutil.Process(pid)
     counts = []
     for _ in range(6):
@@ -205,7 +210,7 @@ def test_coming_and_going_leaves_nothing_behind(appliance: Booted) -> None:
 def test_a_console_that_dies_is_there_again(appliance: Booted) -> None:
     """On the same pseudo-terminal; nothing else notices."""
     line = line_of(appliance)
-    (before,) = appliance.pids("console")
+    before = console_of(appliance)
     os.kill(before, signal.SIGKILL)
     wait_for("another one runs", lambda: [pid for pid in appliance.pids("console") if pid != before])
     assert appliance.healthy()
