@@ -7,7 +7,8 @@ IdentityError               what failed; `remedy` says what to do about it, `cod
 ├── BadUser                 a name, password or role that no local user can have
 ├── UserExists, NoSuchUser
 ├── UsersExist              somebody wanted to make the first user, and there are some
-└── LastAdmin               without this user nobody could administer
+├── LastAdmin               without this user nobody could administer
+└── DeviceKeyError          the appliance's own key cannot be used
 """
 
 from __future__ import annotations
@@ -94,3 +95,7 @@ class LastAdmin(IdentityError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is the last administrator", remedy="Add another one first")
+
+
+class DeviceKeyError(IdentityError):
+    """Its file is unreadable, open to others or malformed. A new one in its place would make a stranger of the appliance."""

@@ -54,6 +54,7 @@ from .repairs import Kind, Repairs
 from .tensor_workers import TensorWorkers
 from .text_model import TextModel
 from .tpus import Tpus
+from .usb import Usb
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class Supervisor:
             unreadable=lambda why: self._repairs.when(Kind.USERS_UNREADABLE, "file", why, self._logins.look),
             ended=lambda: self._control.publish(Topic.SYSTEM, SystemChanged(event="session_ended")),
         )
+        self._usb = Usb(paths.usb_link, self._repairs)
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
@@ -140,6 +142,8 @@ class Supervisor:
         self._run_beside(self._logins.look(), but=UsersUnreadable)  # which is a repair then
         devices = asyncio.create_task(self.tpus.run(), name="devices")
         devices.add_done_callback(self._keeper_ended)
+        usb = asyncio.create_task(self._usb.run(), name="usb")
+        usb.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
@@ -155,9 +159,9 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            for task in (*self._tasks.values(), devices, watchdog):
+            for task in (*self._tasks.values(), devices, usb, watchdog):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), devices, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), devices, usb, watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             self._logins.close()
@@ -294,6 +298,7 @@ class Supervisor:
             tpus=self.tpus.all(),
             trays=self.tpus.trays(),
             hotplug=self.tpus.hotplug,
+            usb=self._usb.link(),
         )
 
     # --- what the model asks of us --------------------------------------------------------------------------------
@@ -398,6 +403,8 @@ class Supervisor:
         self._invocations.limit = now.scheduler.queue_limit
         if theirs := [key for key in changed if key in gateway_part(now)]:
             done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if any(key.startswith("interfaces") for key in listening):
+            done.append("the USB link takes them with 'systemctl restart coral-reef-gadget'")
         if later := [key for key in listening if key.startswith("api.")]:
             done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)

@@ -326,10 +326,43 @@ class ModelLoaded(Message, frozen=True, kw_only=True):
     draining: int
 
 
+class UsbState(StrEnum):
+    """How far the USB port towards a desktop has come."""
+
+    WAITING = "waiting"  # the machine has no device controller, at least not yet
+    UNPLUGGED = "unplugged"
+    CONNECTED = "connected"
+    FROZEN = "frozen"  # a desktop began to ask who we are, and was not satisfied however often we began anew
+    FAILED = "failed"
+
+
+class UsbLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The USB port as the gadget's service sees it. `functions` are what a desktop sees (acm: serial line, ncm: network);
+    `interface` and `address` are empty without direct mode, `trouble` says why that does not work. `speed` is in the kernel's
+    words (`super-speed`), empty when nobody is there."""
+
+    state: UsbState
+    detail: str
+    controller: str = ""
+    speed: str = ""
+    functions: list[str] = []
+    interface: str = ""
+    address: str = ""
+    trouble: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """What is plugged in, and where the API is reached over it."""
+        words = self.detail
+        if self.address and self.state in (UsbState.CONNECTED, UsbState.UNPLUGGED):
+            words += f"; direct mode on {self.interface}, {self.address}"
+        return words + (f"; no direct mode: {self.trouble}" if self.trouble else "")
+
+
 class Status(Message, frozen=True, kw_only=True):
     """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
     replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
-    first; TPUs by tray and slot, those that are gone too."""
+    first; TPUs by tray and slot, those that are gone too. `usb` is None where nobody looks after a USB port."""
 
     version: str
     mode: str
@@ -351,6 +384,7 @@ class Status(Message, frozen=True, kw_only=True):
     tpus: list[Tpu] = []
     trays: list[Tray] = []
     hotplug: Hotplug = Hotplug.POLLED
+    usb: UsbLink | None = None
 
 
 class Reload(Message, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ import pytest
 
 from tests.waiting import wait_for, wait_until_gone
 
+from .guest import HOME
 from .installed import (
     GATEWAY,
     MARKS,
@@ -32,7 +33,7 @@ from .installed import (
     status_of,
     wait_until_ready,
 )
-from .nspawn import HOME, Machine
+from .nspawn import Machine
 
 pytestmark = MARKS
 
