@@ -111,7 +111,7 @@ def test_users_and_folders(machine: Machine) -> None:
         "coral-reef": ["coral-reef", "apex", "plugdev"],
         "coral-worker": ["coral-worker", "apex", "plugdev"],
         "coral-gateway": ["coral-gateway", "coral-reef"],
-        "coral-console": ["coral-console", "coral-reef"],
+        "coral-console": ["coral-console", "coral-reef", "systemd-journal"],
     }
     folders = (
         "/etc/coral-reef",
