@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.waiting import wait_for
+from tests.waiting import running, wait_for
 
 from .booted import ROOT
 from .fresh_debian import cache_folder, debian_archive
@@ -68,6 +68,11 @@ class Machine(Guest):
     def root(self) -> Path:
         """Its files, as this machine sees them."""
         return Path(f"/proc/{self._init}/root")
+
+    @property
+    def running(self) -> bool:
+        """Whether its first process is there, and the same as ever: a machine that was restarted has another."""
+        return running(self._init)
 
     def command(self, *words: str | Path, user: str = "") -> list[str]:
         """What runs `words` in it as somebody who has just logged in."""
