@@ -31,7 +31,7 @@ PATIENCE_S = 60.0
 #: Hashing takes 50 ms; others may be before one.
 LOGIN_TIMEOUT_S = 30.0
 
-#: How often a supervisor that does not run is looked for.
+#: How often a supervisor that does not run, or a line that cannot be opened, is tried again.
 RETRY_S = 1.0
 
 #: As `identity.users` has them: anything else is noise, or a slip of the keyboard.
@@ -52,6 +52,11 @@ def may_be_probe(begun: str) -> bool:
     return _AT_BEGUN.fullmatch(begun) is not None
 
 
+def cannot_be_asked(error: CommandFailed) -> str:
+    """What a person is told who waits for the supervisor."""
+    return f"The appliance cannot be asked now: {error}"
+
+
 class Door:
     """The login of one line. `usb`: whoever sits there has the tower's own cable in hand."""
 
@@ -70,7 +75,7 @@ class Door:
                     return found
             except CommandFailed as error:
                 if not self._complained:
-                    self._terminal.say(f"The appliance cannot be asked now: {error}")
+                    self._terminal.say(cannot_be_asked(error))
                     self._complained = True
                 await asyncio.sleep(RETRY_S)
 

@@ -178,7 +178,7 @@ async def test_names_are_echoed(name: str) -> None:
             assert await asked == name
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(st.lists(st.binary(max_size=40), max_size=10))
 def test_any_bytes_leave_the_editor_alive(junk: list[bytes]) -> None:
     """Whatever comes, a Ctrl-C and a line later all is well."""
