@@ -279,7 +279,7 @@ async def forget(
     await conversations.delete(session_id)
 
 
-@get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"])
+@get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"], constant=True)
 async def personas(chat_service: NamedDependency[Chat]) -> PersonaList:
     """The personas, in their order."""
     return PersonaList(

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from litestar import Litestar
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
 from appliance.paths import Paths
 
 from .app import create_app
+from .constant import Constant
 from .protocols import KEEP_ALIVE_S, BoundedHttp, BoundedWebSocket, check_all
 
 log = logging.getLogger(__name__)
@@ -119,14 +119,8 @@ def make_server(
         # What it accepts inherits this.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT_BYTES)
 
-    async def head_as_get(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """HEAD is GET without the body, which uvicorn leaves out; the framework would answer 405."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await app(scope, receive, send)  # type: ignore[arg-type]
-
     config = uvicorn.Config(
-        head_as_get,
+        Constant(app),
         http=BoundedHttp,
         ws=BoundedWebSocket,
         ws_per_message_deflate=False,  # 10 us a token, for messages of some thirty bytes
