@@ -31,7 +31,8 @@ HISTORY_LIMIT_BYTES = 384 * 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's."""
+    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's. `whole`:
+    nobody reads along, the reply is wanted when it is complete."""
 
     persona_id: str
     message: str
@@ -39,6 +40,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     model: str = ""
     adapter: str = ""
+    whole: bool = False
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,7 +301,7 @@ class Chat:
                     Turn("user", question.message),
                 ]
                 reply.writing(generation)
-                finished = await self._generate(generation, turns, question.sampling, reply)
+                finished = await self._generate(generation, turns, question, reply)
                 await _to_its_end(self._conclude(reply, question, finished, owner))
                 end = Done(finish_reason=finished.finish_reason, usage=finished.usage)
         except ChatError as error:
@@ -316,10 +318,11 @@ class Chat:
 
     @staticmethod
     async def _generate(
-        generation: Generation, turns: list[Turn], sampling: Sampling, reply: Reply
+        generation: Generation, turns: list[Turn], question: Question, reply: Reply
     ) -> Finished:
         """Lets the worker write; cancelling this task ends the reply in good order, with what was said until then."""
-        running = asyncio.create_task(generation.run(turns, sampling, reply.feed, reply.progress))
+        writing = generation.run(turns, question.sampling, reply.feed, reply.progress, whole=question.whole)
+        running = asyncio.create_task(writing)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

@@ -106,8 +106,10 @@ class Hand:
         sampling: Sampling,
         on_text: Callable[[str], None],
         on_progress: Callable[[int, int], None],
+        *,
+        whole: bool,
     ) -> Finished:
-        self.turns, self.sampling, self.on_text = list(turns), sampling, on_text
+        self.turns, self.sampling, self.on_text, self.whole = list(turns), sampling, on_text, whole
         self.on_progress = on_progress
         self.running.set()
         return await self._end
