@@ -31,8 +31,10 @@ HISTORY_LIMIT_BYTES = 384 * 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's. `whole`:
-    nobody reads along, the reply is wanted when it is complete."""
+    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's.
+
+    `whole`: nobody reads along, the reply is wanted when it is complete. `feeling`: what it expresses is wanted too.
+    """
 
     persona_id: str
     message: str
@@ -41,6 +43,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     adapter: str = ""
     whole: bool = False
+    feeling: bool = True
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,10 +297,9 @@ class Chat:
                 adapter=question.adapter,
                 on_queued=reply.queued,
             ) as generation:
-                history = await self._store.recent(reply.session.id, self._history_messages)
                 turns = [
                     Turn("system", persona.system),
-                    *newest(history, HISTORY_LIMIT_BYTES),
+                    *await self._history(question),
                     Turn("user", question.message),
                 ]
                 reply.writing(generation)
@@ -316,6 +318,13 @@ class Chat:
             reply.writing(None)
             reply.end(end)
 
+    async def _history(self, question: Question) -> list[Turn]:
+        """What was said before, as far as it is shown to the worker."""
+        if question.session_id is None:
+            return []  # as new as the session
+        said = await self._store.recent(question.session_id, self._history_messages)
+        return newest(said, HISTORY_LIMIT_BYTES)
+
     @staticmethod
     async def _generate(
         generation: Generation, turns: list[Turn], question: Question, reply: Reply
@@ -331,7 +340,7 @@ class Chat:
 
     async def _conclude(self, reply: Reply, question: Question, finished: Finished, owner: str) -> None:
         """Stores the turn, and reads meanwhile what it expresses."""
-        if finished.finish_reason is FinishReason.CANCELLED:
+        if finished.finish_reason is FinishReason.CANCELLED or not question.feeling:
             await self._keep(reply, question, finished)
             return
         feeling = asyncio.create_task(self._feel(reply, owner), name=f"emotion of {reply.request_id}")

@@ -24,8 +24,8 @@ from .links import WORKER_LOST, SupervisorLink, WorkerLink, WorkerLinks
 PLACE_ATTEMPTS = 5
 PLACE_PAUSE_S = 0.1
 
-#: A reply that nobody reads along comes in pieces of so long: a cancelled one is kept up to there, and each costs us 40 us.
-WHOLE_PAUSE_S = 0.25
+#: A reply that nobody reads along comes in pieces of so long, for each wakes this process. What a cancelled one says is not less.
+WHOLE_PAUSE_S = 1.0
 
 
 class LeasedGeneration:

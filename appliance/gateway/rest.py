@@ -118,8 +118,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def question(data: ChatRequest, settings: ChatSettings, *, whole: bool) -> Question:
-    """A request with what it leaves out filled in from the configuration. `whole`: the client gets the reply in one piece."""
+def question(
+    data: ChatRequest, settings: ChatSettings, *, whole: bool = False, feeling: bool = True
+) -> Question:
+    """A request with what it leaves out filled in from the configuration. `whole`: the client gets the reply in one piece;
+    `feeling`: it hears what the reply expresses."""
     return Question(
         persona_id=data.persona_id,
         message=data.message,
@@ -127,6 +130,7 @@ def question(data: ChatRequest, settings: ChatSettings, *, whole: bool) -> Quest
         model=data.model or "",
         adapter=data.adapter or "",
         whole=whole,
+        feeling=feeling,
         sampling=Sampling(
             max_tokens=data.max_tokens or settings.max_tokens,
             temperature=settings.temperature if data.temperature is None else data.temperature,
@@ -164,7 +168,9 @@ async def chat(
     """Answers when the reply is complete and stored. A client that disconnects cancels it."""
     caller = request.user
     reply = await chat_service.reply(
-        question(data, chat_settings, whole=True), owner=caller.subject, may_read_all=caller.may_read_all
+        question(data, chat_settings, whole=True, feeling=False),
+        owner=caller.subject,
+        may_read_all=caller.may_read_all,
     )
     content: list[str] = []
     end: Done | None = None
@@ -203,7 +209,7 @@ async def chat_stream(
     `done` or `error`. While a long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
-        question(data, chat_settings, whole=False), owner=caller.subject, may_read_all=caller.may_read_all
+        question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
     )
     return Stream(
         _server_sent(reply),

@@ -130,6 +130,7 @@ def make_server(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(drain_s + CANCEL_S + END_S),
         limit_concurrency=appliance.gateway.connections_limit + 1,
+        proxy_headers=False,  # nobody says for whom he asks, and nothing here would use it
         lifespan="on",
         log_config=None,
         access_log=False,
