@@ -30,7 +30,9 @@ Measure = Callable[[Callable[[int], bytes], int], float]
 
 def measure(rounds: int) -> None:
     """Chats (a whole reply, its engine included on both sides), and a GET that only needs the gateway."""
-    chats, flash, gets = [], [], []
+    chats: list[tuple[float, float]] = []
+    flash: list[tuple[float, float]] = []
+    gets: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = models.add_small(Path(folder))
         configuration = models.configuration(slots=CONNECTIONS, more="[gateway]\nprocesses = 1\n")
