@@ -359,10 +359,17 @@ def test_a_desktop_in_direct_mode(vm: VirtualMachine, record_property: Callable[
 
 
 def test_direct_mode_switched_off(vm: VirtualMachine) -> None:
-    """The serial line alone, and another release of the device for desktops that remember."""
-    vm.put("/etc/coral-reef/network.yaml", "interfaces: {usb: {type: usb, enabled: false}}\n")
+    """By the owner, or by a mistake in the file: the serial line alone, and another release of the device for desktops that
+    remember."""
+    yaml = "/etc/coral-reef/network.yaml"
+    vm.put(yaml, "interfaces: {usb: {type: usb, enabled: no way}}\n")
     vm.run("systemctl", "restart", GADGET)
     connect(vm)
+    assert (usb(vm)["functions"], "has errors" in usb(vm)["trouble"]) == (["acm"], True)
+    vm.put(yaml, "interfaces: {usb: {type: usb, enabled: false}}\n")
+    vm.run("systemctl", "restart", GADGET)
+    eventually(vm, "the desktop is connected", lambda: usb(vm).get("state") == "connected")
+    assert usb(vm)["trouble"] == ""
     assert usb(vm)["functions"] == ["acm"]
     assert attribute(vm, "bcdDevice") == "0100"
     assert vm.run("test", "-e", "/sys/class/net/usb0", check=False).returncode != 0
