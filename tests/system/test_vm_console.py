@@ -185,8 +185,7 @@ def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) 
         lambda: "nobody is attached any more" in tower.journal("all", f"--unit={CONSOLE}"),
     )
     tower.run("sh", "-c", AWAKE)
-    done = see_them_do(tower, *log_in(), *asks("status", "is ready"), *LEAVES)
-    assert "half a line" not in done["screen"]
+    see_them_do(tower, *log_in(), *asks("status", "is ready"), *LEAVES)
 
 
 def test_plugging_in_and_out_leaves_nothing_behind(tower: VirtualMachine, long_run: bool) -> None:
@@ -212,7 +211,6 @@ def test_plugging_in_and_out_leaves_nothing_behind(tower: VirtualMachine, long_r
 
 def test_probes_of_a_modem_manager(tower: VirtualMachine) -> None:
     back = tower.python(PROBES, str(2 * tower.slowness), timeout_s=60)
-    assert "login: " in back
     assert "AT" not in back
     assert "Password" not in back
     see_them_do(tower, ("type", "\r"), *log_in(), *LEAVES)
