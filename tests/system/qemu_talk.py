@@ -114,7 +114,7 @@ class Agent:
         except TimeoutError:
             return False
 
-    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 120.0) -> Any:
+    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 300.0) -> Any:
         """What the command returns."""
         self._lines.send({"execute": command, "arguments": dict(arguments)})
         answer = json.loads(self._lines.line(time.monotonic() + timeout_s))
