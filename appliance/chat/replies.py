@@ -235,8 +235,8 @@ class Chat:
         *,
         history_messages: int,
         message_limit_chars: int,
+        defaults: Sampling,
         emotions: Emotions | None = None,
-        defaults: Sampling = Sampling(),
     ) -> None:
         self.personas = personas
         #: How a reply is drawn where its question does not say.
