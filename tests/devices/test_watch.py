@@ -428,7 +428,7 @@ class Reality(RuleBasedStateMachine):
         act=st.sampled_from(["opening", "opened", "closed", "failed", "quarantine"]),
     )
     def work(self, tpu_id: str, act: str) -> None:
-        arguments = {"closed": ()}.get(act, ("tpu-1",))
+        arguments = {"failed": ("tpu-1", "x")}.get(act, ("tpu-1",))
         with contextlib.suppress(NoSuchTpu, TpuNotUsable):
             getattr(self.watch, act)(tpu_id, *arguments)
 

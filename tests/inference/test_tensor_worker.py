@@ -171,6 +171,11 @@ async def test_what_the_supervisor_hears(stand_in: StandIn) -> None:
 
         served.pipe.send(encode(TpuSet(tpus=[fake.share()])))
         await look_until("it is open", lambda: told_that(TpuStep.OPEN))
+        served.pipe.send(encode(TpuSet(tpus=[])))
+        await look_until("it is closed", lambda: told_that(TpuStep.CLOSED))
+        told.clear()
+        served.pipe.send(encode(TpuSet(tpus=[fake.share()])))
+        await look_until("it is open again", lambda: told_that(TpuStep.OPEN))
         stand_in.tell(Fake("pci-0", "wedge"))
         served.connection.post(invoke())
 
@@ -179,7 +184,6 @@ async def test_what_the_supervisor_hears(stand_in: StandIn) -> None:
 
         await look_until("it is stuck", stuck)
         served.pipe.send(encode(TpuSet(tpus=[])))
-        await look_until("it is closed", lambda: told_that(TpuStep.CLOSED))
         answer = await served.connection.receive()
         assert isinstance(answer, Failure)
         assert answer.code == "no_device"

@@ -140,6 +140,22 @@ def test_unplugged_while_it_works(tower: Tower) -> None:
     tower.unplug(*PORTS[1:])
 
 
+def test_replugged_in_one_go(tower: Tower) -> None:
+    """It was away for so short a time that it was usable before and after: its worker opens it anew all the same."""
+    before = tower.stand_in.heard("open")
+    tower.plug(*PORTS)
+    # By the worker for each of the two models, and once by the probe.
+    wait_for("they have their models", lambda: tower.stand_in.heard("open") == before + 2 * len(PORTS) + 1)
+    tower.until_open(3)
+    opened = tower.stand_in.heard("open", FAKES[0])
+    tower.testbed.orders(tower.testbed.unusb(PORTS[0]), tower.testbed.usb(PORTS[0], running=True))
+    wait_for("it was opened anew", lambda: tower.stand_in.heard("open", FAKES[0]) > opened)
+    tower.until_open(3)
+    wait_for("all are at work", lambda: set(tower.states().values()) == {"leased"})
+    workers = {each["worker"] for each in tower.appliance.status()["tpus"]}
+    assert workers == {each["name"] for each in tower.appliance.status()["workers"] if each["kind"] == "tpu"}
+
+
 def test_a_stuck_tpu(tower: Tower) -> None:
     expected = tower.embed()["data"]
     tower.plug(*PORTS)
