@@ -82,16 +82,22 @@ class TpuTable:
         self._settle(device, now)
 
     def removed(self, tpu_id: str, *, node: str = "", unseen: bool = False) -> None:
-        """A TPU went away. `unseen`: even if it had not been seen since it went away last, it was there meanwhile. `node` is the
-        one that went: when it is another than what a worker has opened since, the opening itself took it away."""
+        """A TPU went away. `node`: the one that it had, which tells late events of the port's earlier lives. `unseen`: even if it
+        had not been seen since it went away last, it was there meanwhile."""
         device = self._devices.get(tpu_id)
-        if device is None or not (device.there or unseen):
-            return
-        if node and device.opened_node not in ("", node):
+        if device is None:
             return
         now = self._clock()
-        device.there, device.opened_node = False, ""
-        device.heat, device.temperature_c = Heat.NORMAL, None
+        older = bool(device.since_node) and node != device.since_node
+        if node == device.since_node:
+            device.since_node = ""
+        if device.there and (not node or device.seen.node in ("", node)):
+            device.there = False
+            device.heat, device.temperature_c = Heat.NORMAL, None
+        elif older or node in device.left_nodes or not (device.there or unseen):
+            return
+        if left := node or device.seen.node:
+            device.left_nodes.append(left)
         if now < device.own_until and device.own_removals < OWN_REMOVALS_LIMIT:
             device.own_removals += 1
         else:
@@ -148,7 +154,8 @@ class TpuTable:
         now = self._clock()
         device.worker = worker
         if device.seen.bus is TpuBus.USB:
-            device.own_until, device.own_removals, device.opened_node = now + OPENING_S, 0, ""
+            device.own_until, device.own_removals = now + OPENING_S, 0
+            device.since_node = device.seen.node
         self._settle(device, now)
 
     def opened(self, tpu_id: str, worker: str) -> None:
@@ -160,9 +167,8 @@ class TpuTable:
         # One that was opened runs: what is in its boot loader after it had been away is another life of it.
         anew = device.own_removals > 0 and device.seen.boot_loader
         device.own_until = 0.0
-        if device.there and not anew:
-            device.opened_node = device.seen.node if device.seen.bus is TpuBus.USB else ""
-        else:
+        device.since_node = device.seen.node
+        if anew or not device.there:
             self._end_lease(device, "went away as soon as it was open")
         self._settle(device, self._clock())
 
@@ -181,7 +187,7 @@ class TpuTable:
             return  # it lost it before; who has it now has not failed
         now = self._clock()
         stuck = device.there and device.seen.boot_loader and device.own_until > 0
-        device.worker, device.own_until = "", 0.0
+        device.worker, device.own_until, device.since_node = "", 0.0, device.seen.node
         if device.there:
             device.fault, device.stuck = Fault.FAILED, stuck
             device.fault_detail = f"stays in its boot loader: {reason}" if stuck else reason

@@ -113,9 +113,13 @@ class DeviceWatch:
         ]
 
     def opening(self, tpu_id: str, worker: str) -> None:
-        """See `TpuTable.opening`; so the others."""
-        self.table.opening(tpu_id, worker)
-        self._tell()
+        """See `TpuTable.opening`; so the others. What a worker says of a TPU is about what is at its port now, whatever events of
+        it are still on their way."""
+        self._look_at(tpu_id)
+        try:
+            self.table.opening(tpu_id, worker)
+        finally:
+            self._tell()
 
     def opened(self, tpu_id: str, worker: str) -> None:
         self._look_at(tpu_id)
@@ -242,7 +246,6 @@ class DeviceWatch:
             self.table.removed(f"usb-{port}")
 
     def _look_at(self, tpu_id: str) -> None:
-        """What a worker says of a TPU on USB is about what is at the port now, whatever events are still on their way."""
         if tpu_id.startswith("usb-"):
             self._look_at_port(tpu_id.removeprefix("usb-"))
 

@@ -141,6 +141,46 @@ def test_unplugged_in_use(bench: Bench) -> None:
     assert (bench.tpu().worker, bench.tpu().node, bench.tpu().load_limit) == ("", "", 0.0)
 
 
+def test_unplugged_as_soon_as_it_was_open(bench: Bench) -> None:
+    bench.plug()
+    bench.table.opening(USB, "tpu-1")
+    bench.dance()
+    bench.table.opened(USB, "tpu-1")
+    bench.table.removed(
+        USB, node="/dev/bus/usb/001/002", unseen=True
+    )  # a late word of the opening's own doing
+    assert (bench.state(), bench.lost) == (LEASED, [])
+    bench.table.removed(USB, node="/dev/bus/usb/001/003", unseen=True)
+    assert bench.state() is GONE
+    assert bench.lost == [(USB, "tpu-1", "was unplugged, or reset itself")]
+    assert bench.table.next_deadline() is None
+
+
+def test_unplugged_before_the_worker_said_that_it_is_open(bench: Bench) -> None:
+    for back in (False, True):
+        bench.plug()
+        bench.lost.clear()
+        bench.table.opening(USB, "tpu-1")
+        bench.dance()
+        bench.pull()
+        if back:
+            bench.plug()
+        assert bench.state() is LEASED
+        bench.table.opened(USB, "tpu-1")
+        assert bench.state() is (BOOT_LOADER if back else GONE)
+        assert bench.lost == [(USB, "tpu-1", "went away as soon as it was open")]
+
+
+def test_a_removal_that_is_told_twice_counts_once(bench: Bench) -> None:
+    bench.plug()
+    for number in range(2, FLAPS + 1):
+        bench.plug(running=number % 2 == 0)  # seen before the event of its removal
+        bench.table.removed(USB, node=f"/dev/bus/usb/001/{number:03}", unseen=True)
+    assert bench.state() is BOOT_LOADER
+    (device,) = bench.table.devices()
+    assert len(device.removals) == FLAPS - 1
+
+
 def test_unplugged_and_back_between_two_looks(bench: Bench) -> None:
     bench.plug(running=True)
     bench.table.opened(USB, "tpu-1")

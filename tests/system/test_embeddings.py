@@ -17,7 +17,7 @@ from tests.devices.hotplug import Testbed
 from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
 from tests.waiting import wait_for
 
-from .booted import Booted, booted, configure, state_folder
+from .booted import Booted, booted, command, configure, state_folder
 
 pytestmark = pytest.mark.system
 
@@ -81,6 +81,9 @@ def all_unplugged(tower: Tower) -> Iterator[None]:
     there = [port for port in PORTS if tower.states().get(f"usb-{port}") not in (None, "gone")]
     tower.unplug(*there)
     wait_for("no TPU worker is left", lambda: not tower.appliance.pids("worker tpu"))
+    for fake in FAKES:  # or the tests, one after the other, would look as if it came and went by itself
+        if tower.states().get(fake.id) is not None:
+            assert command(tower.appliance, "tpu", "reset", fake.id).returncode == 0
 
 
 def test_plugged_used_and_unplugged(tower: Tower) -> None:

@@ -226,6 +226,29 @@ def test_unplugged_during_an_invoke(testbed: Testbed, watched: Watched) -> None:
     assert watched.all()["usb-1-2"].state is LEASED
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["for good", "and back"])
+def test_unplugged_as_soon_as_it_was_open(testbed: Testbed, watched: Watched, back: bool) -> None:
+    """No time has to pass until what happens to it is more than the opening's own doing."""
+    testbed.orders(testbed.usb("1-1"))
+    watched.until_state("usb-1-1", BOOT_LOADER)
+    watched.do("opening", "usb-1-1", "tpu-1")
+    testbed.orders(*testbed.dance("1-1"))
+    watched.do("opened", "usb-1-1", "tpu-1")
+    testbed.orders(testbed.unusb("1-1"), *([testbed.usb("1-1")] if back else []))
+    watched.until_state("usb-1-1", BOOT_LOADER if back else GONE)
+    assert watched.lost == [("usb-1-1", "tpu-1", "was unplugged, or reset itself")]
+
+
+def test_unplugged_before_the_worker_said_that_it_is_open(testbed: Testbed, watched: Watched) -> None:
+    testbed.orders(testbed.usb("1-1"))
+    watched.until_state("usb-1-1", BOOT_LOADER)
+    watched.do("opening", "usb-1-1", "tpu-1")
+    testbed.orders(*testbed.dance("1-1"), testbed.unusb("1-1"))
+    watched.do("opened", "usb-1-1", "tpu-1")
+    watched.until_state("usb-1-1", GONE)
+    assert [what[:2] for what in watched.lost] == [("usb-1-1", "tpu-1")]
+
+
 # --- PCIe ----------------------------------------------------------------------------------------------------------------
 
 
