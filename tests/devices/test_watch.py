@@ -153,6 +153,34 @@ async def test_permission_that_comes_late(tmp_path: Path) -> None:
         await found.until_state("usb-1-1", TpuState.BOOT_LOADER)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_the_folder_of_what_has_gone(tmp_path: Path, half: bool) -> None:
+    """The event is heard before the kernel has taken it away, and somebody looks at everything in between."""
+    now = 0.0
+    fake = FakeSysfs(tmp_path)
+    folder = fake.usb("1-1", 3)
+    watch = DeviceWatch(
+        Devices(),
+        user=ROOT_USER,
+        changed=lambda tpus: None,
+        root=tmp_path,
+        clock=lambda: now,
+        monitor=no_monitor,
+    )
+    watch.look_at_all()
+    for attribute in ("uevent", "devnum") if half else ():
+        (folder / attribute).unlink()
+    watch._take([Event("remove", "usb", "1-1", "/dev/bus/usb/001/003")])
+    (device,) = watch.table.devices()
+    assert device.state is TpuState.GONE
+    watch.look_at_all()
+    assert device.there
+    fake.remove("sys/bus/usb/devices/1-1")
+    now = SECOND_LOOK_S
+    watch.pass_time()
+    assert device.state is TpuState.GONE
+
+
 async def test_a_reset_that_fails(tmp_path: Path) -> None:
     FakeSysfs(tmp_path).usb("1-1", 3)
     async with watching(tmp_path) as found:
@@ -571,9 +599,11 @@ class Opening(RuleBasedStateMachine):
         self.go(half=half)
         self.enumerate(running=True)
 
-    @precondition(lambda self: self.opening and not self.open and not self.doomed and self.resets)
+    @precondition(lambda self: self.opening and not self.open and not self.doomed)
     @rule()
     def succeed(self) -> None:
+        if not self.resets:
+            self.reset(half=False)
         self.open = self.node
 
     @precondition(lambda self: self.opening and self.open)
@@ -583,7 +613,7 @@ class Opening(RuleBasedStateMachine):
         with contextlib.suppress(TpuNotUsable):
             self.watch.opened(self.ID, "tpu-1")
 
-    @precondition(lambda self: self.opening and not self.open)
+    @precondition(lambda self: self.opening and self.doomed and not self.open)
     @rule()
     def fail(self) -> None:
         self.opening = False
