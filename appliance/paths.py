@@ -12,16 +12,17 @@ SOCKET_PATH_LIMIT_BYTES = 107
 
 @dataclass(frozen=True)
 class Paths:
-    """`etc` is what the owner sets, `state` what must survive, `run` what must not."""
+    """`etc` is what the owner sets, `state` what must survive, `run` what must not; below `root` is the machine's own."""
 
     etc: Path
     state: Path
     run: Path
+    root: Path = Path("/")
 
     @classmethod
     def system(cls, root: Path = Path("/")) -> Paths:
         """The appliance's own folders, below `root`."""
-        return cls(root / "etc/coral-reef", root / "var/lib/coral-reef", root / "run/coral-reef")
+        return cls(root / "etc/coral-reef", root / "var/lib/coral-reef", root / "run/coral-reef", root)
 
     @classmethod
     def under(cls, state: Path) -> Paths:
@@ -72,6 +73,16 @@ class Paths:
         return self.state / "logs/coral-reef.log"
 
     @property
+    def console_history(self) -> Path:
+        """What was typed on the console, a file a user."""
+        return self.state / "console-history"
+
+    @property
+    def console_line(self) -> Path:
+        """Leads to the terminal that the console of `coral-reef run` is on."""
+        return self.state / "console"
+
+    @property
     def database(self) -> Path:
         return self.state / "coral-reef.db"
 
@@ -94,9 +105,48 @@ class Paths:
         return self.state / "supervisor/model.json"
 
     @property
+    def users(self) -> Path:
+        """Who may log in on a serial line."""
+        return self.state / "supervisor/users.json"
+
+    @property
     def tpu_quarantine(self) -> Path:
         """Which TPUs are not to be used, and why."""
         return self.state / "supervisor/tpu-quarantine.json"
+
+    @property
+    def device_key(self) -> Path:
+        """The appliance's own key, by which others know it."""
+        return self.state / "device.key"
+
+    @property
+    def usb_link(self) -> Path:
+        """What the gadget's service says of the USB port; the folder is its own."""
+        return self.run / "gadget/link.json"
+
+    @property
+    def usb_dhcp(self) -> Path:
+        """dnsmasq's configuration."""
+        return self.run / "gadget/dnsmasq.conf"
+
+    @property
+    def usb_announcement(self) -> Path:
+        """What systemd-resolved tells a desktop by mDNS; systemd.dnssd(5)."""
+        return self.root / "run/systemd/dnssd/coral-reef.dnssd"
+
+    @property
+    def machine_id(self) -> Path:
+        return self.root / "etc/machine-id"
+
+    @property
+    def gadgets(self) -> Path:
+        """Where the kernel takes descriptions of USB gadgets; there only when the module libcomposite is loaded."""
+        return self.root / "sys/kernel/config/usb_gadget"
+
+    @property
+    def usb_controllers(self) -> Path:
+        """The USB device controllers."""
+        return self.root / "sys/class/udc"
 
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""

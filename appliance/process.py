@@ -12,6 +12,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_M_MMAP_THRESHOLD = -3
 
 
 def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
@@ -35,6 +36,14 @@ def drop_capabilities() -> None:
     nothing = (ctypes.c_uint32 * 6)()  # two of (effective, permitted, inheritable), for 64 capabilities
     if libc.capset(header, nothing) != 0:
         raise OSError(ctypes.get_errno(), "capset")
+
+
+def give_back_blocks(larger_than_bytes: int) -> None:
+    """From now on, memory blocks larger than this go back to the kernel when they are freed: mallopt(3), M_MMAP_THRESHOLD.
+
+    Else the C library learns from the first large block that such are kept, and the process stays as large as it once was.
+    """
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, larger_than_bytes)
 
 
 def watchdog_period_s() -> float | None:

@@ -74,3 +74,37 @@ def test_no_capability_is_left() -> None:
             check=True,
         )
     assert done.stdout.strip() == str(["0" * 16] * 4)
+
+
+HASHING = """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from appliance.identity.passwords import hash_password
+from appliance.process import give_back_blocks
+
+def resident_kib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+if {give_back}:
+    give_back_blocks(1024 * 1024)
+with ThreadPoolExecutor(1) as thread:  # as the supervisor does
+    before = resident_kib()
+    for _ in range(3):
+        thread.submit(hash_password, "coral and reef").result()
+    print(resident_kib() - before)
+"""
+
+
+@pytest.mark.parametrize("give_back", [True, False])
+def test_what_a_password_took_is_given_back(give_back: bool) -> None:
+    """19 MiB; without asking, the C library keeps them."""
+    grown_kib = int(
+        subprocess.run(
+            [sys.executable, "-c", HASHING.format(give_back=give_back)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    assert (grown_kib < 8 * 1024) == give_back

@@ -14,15 +14,17 @@ T = TypeVar("T")
 LOOK_S = 0.02
 
 
-def wait_for(what: str, condition: Callable[[], T | None], *, within_s: float = 30.0) -> T:
-    """The first true value of `condition`; AssertionError naming `what` when there is none in time."""
+def wait_for(
+    what: str, condition: Callable[[], T | None], *, within_s: float = 30.0, look_s: float = LOOK_S
+) -> T:
+    """The first true value of `condition`; AssertionError naming `what` when there is none in time. Looks every `look_s`."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(LOOK_S)
+        time.sleep(look_s)
 
 
 async def wait_until(what: str, condition: Callable[[], T | None], *, within_s: float = 30.0) -> T:

@@ -9,7 +9,17 @@ from contextlib import asynccontextmanager
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, PeerRefused, WireError
 from appliance.wire.frames import GROUP, Connection, connect
-from appliance.wire.messages import Done, Failure, FromSupervisor, Message, Status, StatusRequest
+from appliance.wire.messages import (
+    Done,
+    Failure,
+    FromSupervisor,
+    LocalUser,
+    Message,
+    Status,
+    StatusRequest,
+    UserList,
+    Users,
+)
 
 from .exit_status import ExitStatus, Failed
 
@@ -20,7 +30,7 @@ ANSWER_TIMEOUT_S = 5.0
 REQUEST_ID = "cli"
 
 #: What a supervisor's refusal is for a script; anything else is FAILED.
-_STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION}
+_STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION, "denied": ExitStatus.REFUSED}
 
 
 def ask_status(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
@@ -34,9 +44,18 @@ def order(paths: Paths, message: Message, *, timeout_s: float) -> str:
     """Has the supervisor carry something out; returns its sentence. Failed with its reason when it does not."""
     answer = _ask(paths, message, timeout_s)
     if isinstance(answer, Failure):
-        raise Failed(answer.message, _STATUSES.get(answer.code, ExitStatus.FAILED))
+        raise _refused(answer)
     assert isinstance(answer, Done)
     return answer.detail
+
+
+def ask_users(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> list[LocalUser]:
+    """Who may log in on a serial line, by name. Failed when the supervisor does not tell."""
+    answer = _ask(paths, UserList(request_id=REQUEST_ID), timeout_s)
+    if isinstance(answer, Failure):
+        raise _refused(answer)
+    assert isinstance(answer, Users)
+    return answer.users
 
 
 @asynccontextmanager
@@ -73,6 +92,10 @@ def _ask(paths: Paths, message: Message, timeout_s: float) -> Message:
         raise Failed(f"the supervisor did not answer in {timeout_s:.0f} s", ExitStatus.UNAVAILABLE) from None
     except WireError as error:
         raise Failed(str(error)) from None
+
+
+def _refused(answer: Failure) -> Failed:
+    return Failed(answer.message, _STATUSES.get(answer.code, ExitStatus.FAILED))
 
 
 def _starter(paths: Paths) -> str:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import unicodedata
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from appliance.client.conversation import (
+    CONNECT_TIMEOUT_S,
+    PERSONAS_PATH,
+    SILENCE_TIMEOUT_S,
+    STREAM_PATH,
+    Conversation,
+    Printer,
+    refusal,
+)
+
 from .exit_status import ExitStatus, Failed
 from .place import add_place_options, key_of, paths_of, url_of
-
-#: A connection that is not made within this will not be.
-CONNECT_TIMEOUT_S = 5.0
-
-#: A reply may take as long as it takes, but the gateway sends something every 15 s meanwhile.
-SILENCE_TIMEOUT_S = 60.0
 
 HELP = """\
 /persona NAME   talk to somebody else        /new    begin a new conversation
@@ -63,36 +66,23 @@ def _complete_persona(**_: Any) -> list[str]:
     return list(load_personas())
 
 
-def printable(text: str) -> str:
-    """Text without control characters but line ends and tabs: a model must not steer the terminal."""
-    return "".join(each for each in text if each in "\n\t" or unicodedata.category(each) != "Cc")
+class _Stream:
+    """A conversation over HTTP."""
 
-
-class Conversation:
-    """One conversation over HTTP."""
-
-    def __init__(self, client: Any, persona_id: str, session_id: str | None) -> None:
-        self._client = client
-        self.persona_id = persona_id
-        self.session_id = session_id
+    def __init__(self, client: Any, conversation: Conversation) -> None:
+        self._client, self.conversation = client, conversation
 
     def ask(self, message: str) -> Generator[dict[str, Any], None, None]:
         """The messages of one reply, as they come. Closing the iterator cancels the reply."""
         import httpx
 
-        body = {"persona_id": self.persona_id, "message": message}
-        if self.session_id:
-            body["session_id"] = self.session_id
         try:
-            with self._client.stream("POST", "/api/v1/chat/stream", json=body) as response:
+            with self._client.stream("POST", STREAM_PATH, json=self.conversation.body(message)) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _refusal(response)
                 for line in response.iter_lines():
-                    if line.startswith("data: "):
-                        event: dict[str, Any] = msgspec.json.decode(line[6:])
-                        if event["type"] == "system" and event["payload"].get("event") == "request_started":
-                            self.session_id = event["payload"]["data"]["session_id"]
+                    if event := self.conversation.event(line):
                         yield event
         except httpx.TransportError as error:
             raise Failed(
@@ -101,7 +91,7 @@ class Conversation:
 
     def personas(self) -> list[dict[str, str]]:
         """Who there is to talk to."""
-        response = self._client.get("/api/v1/personas")
+        response = self._client.get(PERSONAS_PATH)
         if response.status_code != 200:
             raise _refusal(response)
         found: list[dict[str, str]] = response.json()["personas"]
@@ -109,12 +99,8 @@ class Conversation:
 
 
 def _refusal(response: Any) -> Failed:
-    try:
-        detail = response.json().get("detail") or response.reason_phrase
-    except ValueError:
-        detail = response.text[:200] or response.reason_phrase
     status = ExitStatus.REFUSED if response.status_code in (401, 403) else ExitStatus.FAILED
-    return Failed(str(detail), status)
+    return Failed(refusal(response.content, response.reason_phrase), status)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -135,26 +121,26 @@ def run(arguments: argparse.Namespace) -> int:
         timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         trust_env=False,
     ) as client:
-        conversation = Conversation(client, arguments.persona or "coral", arguments.session)
+        stream = _Stream(client, Conversation(arguments.persona or "coral", arguments.session))
         try:
             if arguments.message is not None:
-                return _one(conversation, arguments.message, as_json=arguments.json)
-            return _many(conversation, as_json=arguments.json)
+                return _one(stream, arguments.message, as_json=arguments.json)
+            return _many(stream, as_json=arguments.json)
         except httpx.TransportError as error:
             raise Failed(f"cannot reach {url}: {error}", ExitStatus.UNAVAILABLE) from None
 
 
-def _one(conversation: Conversation, message: str, *, as_json: bool) -> int:
+def _one(stream: _Stream, message: str, *, as_json: bool) -> int:
     try:
-        return _say(conversation, message, as_json=as_json)
+        return _say(stream, message, as_json=as_json)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return ExitStatus.INTERRUPTED
 
 
-def _many(conversation: Conversation, *, as_json: bool) -> int:
-    talks = sys.stdin.isatty()
-    names = {each["id"]: each["name"] for each in conversation.personas()}
+def _many(stream: _Stream, *, as_json: bool) -> int:
+    talks, conversation = sys.stdin.isatty(), stream.conversation
+    names = {each["id"]: each["name"] for each in stream.personas()}
     if conversation.persona_id not in names:
         raise Failed(f"no persona is called {conversation.persona_id!r}; there are: {', '.join(names)}")
     if talks:
@@ -179,12 +165,12 @@ def _many(conversation: Conversation, *, as_json: bool) -> int:
         if line.startswith("/"):
             if line in ("/quit", "/exit", "/bye"):
                 return status
-            _command(conversation, line, names)
+            _command(stream, line, names)
             continue
         try:
             before = f"{names[conversation.persona_id]}> " if talks and not as_json else ""
             print(before, end="", flush=True)
-            status = _say(conversation, line, as_json=as_json, before=before)
+            status = _say(stream, line, as_json=as_json, before=before)
         except KeyboardInterrupt:
             print(" [cancelled]", flush=True)
         except Failed as error:
@@ -194,13 +180,14 @@ def _many(conversation: Conversation, *, as_json: bool) -> int:
                 return status
 
 
-def _command(conversation: Conversation, line: str, names: dict[str, str]) -> None:
+def _command(stream: _Stream, line: str, names: dict[str, str]) -> None:
+    conversation = stream.conversation
     word, _, rest = line.partition(" ")
     if word == "/new":
         conversation.session_id = None
         print("A new conversation.")
     elif word == "/personas":
-        for each in conversation.personas():
+        for each in stream.personas():
             print(f"{each['id']:<8} {each['role']:<10} {each['description']}")
     elif word == "/persona" and rest.strip().lower() in names:
         conversation.persona_id = rest.strip().lower()
@@ -211,64 +198,23 @@ def _command(conversation: Conversation, line: str, names: dict[str, str]) -> No
         print(HELP)
 
 
-class _Notice:
-    """A few words at the end of a line, until something else is printed there; only where somebody looks at a terminal."""
-
-    def __init__(self, before: str, *, wanted: bool) -> None:
-        """`before` is what the line begins with."""
-        self._before, self._wanted = before, wanted and sys.stdout.isatty()
-        self._shown = ""
-
-    def __enter__(self) -> _Notice:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show("")
-
-    def show(self, text: str) -> None:
-        """In the place of what was shown before."""
-        if not self._wanted or text == self._shown:
-            return
-        # Two more than was shown: a terminal writes ^C where Ctrl-C was pressed.
-        blank = " " * (len(self._before) + len(self._shown) + 2)
-        self._shown = text  # first: Ctrl-C may come at any moment
-        print(f"\r{blank}\r{self._before}{text}", end="", flush=True)
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
-def _notice_of(event: dict[str, Any]) -> str:
-    """What the reply waits for."""
-    payload = event["payload"]
-    data = payload.get("data") or {}
-    match event["type"], payload.get("event"):
-        case "system", "queued":
-            return f"[place {data['position']} in the queue]"
-        case "system", "progress":
-            return f"[reading, {100 * data['done'] // max(data['total'], 1)} %]"
-    return ""
-
-
-def _say(conversation: Conversation, message: str, *, as_json: bool, before: str = "") -> int:
+def _say(stream: _Stream, message: str, *, as_json: bool, before: str = "") -> int:
     """Asks and prints the reply as it comes, on a line that begins with `before`. Leaving early (Ctrl-C) closes the stream, which
     cancels the reply."""
-    notice = _Notice(before, wanted=not as_json)
-    with contextlib.closing(conversation.ask(message)) as events, notice:
+    notices = not as_json and sys.stdout.isatty()
+    printer = Printer((lambda _: None) if as_json else _write, before, notices=notices)
+    with contextlib.closing(stream.ask(message)) as events, contextlib.closing(printer):
         for event in events:
-            notice.show(_notice_of(event))
             if as_json:
                 print(msgspec.json.encode(event).decode(), flush=True)
-            payload = event["payload"]
-            match event["type"]:
-                case "token" if not as_json:
-                    print(printable(payload["content"]), end="", flush=True)
-                case "done":
-                    if not as_json:
-                        print(
-                            " [cut off: too long]" if payload["finish_reason"] == "length" else "", flush=True
-                        )
+            if outcome := printer.take(event):
+                if not outcome.problem:
                     return ExitStatus.OK
-                case "error":
-                    if not as_json:
-                        print(flush=True)
-                        print(f"coral-reef: {printable(payload['message'])}", file=sys.stderr)
-                    return ExitStatus.FAILED
+                if not as_json:
+                    print(f"coral-reef: {outcome.problem}", file=sys.stderr)
+                return ExitStatus.FAILED
     raise Failed("the reply ended early", ExitStatus.UNAVAILABLE)

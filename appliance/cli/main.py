@@ -10,7 +10,7 @@ import argcomplete
 
 from appliance import __version__
 
-from . import chat, completion, config, logs, model, reload, repair, run, status, tpu, worker
+from . import chat, completion, config, console, logs, model, reload, repair, run, status, tpu, user, worker
 from .exit_status import MEANINGS, ExitStatus, Failed
 
 
@@ -25,7 +25,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"coral-reef {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (run, status, chat, model, worker, tpu, repair, logs, config, reload, completion):
+    for module in (
+        run,
+        status,
+        chat,
+        console,
+        model,
+        worker,
+        tpu,
+        user,
+        repair,
+        logs,
+        config,
+        reload,
+        completion,
+    ):
         module.add_parser(commands)
     return parser
 

@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from appliance.client.amounts import size
+from appliance.client.models import models_table
+from appliance.client.screen import printable
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.inference.gguf import Gguf, read_gguf
@@ -15,11 +18,11 @@ from appliance.wire.messages import ModelStatus
 
 from . import model_files, model_load
 from .ask import ask_status
-from .chat import printable
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_model
 from .place import add_place_options, paths_of
-from .tables import print_json, print_table, size
+from .tables import print_json
+from .tables import show as show_parts
 
 #: Of a chat template that is shown: enough to see for which roles it is and what marks a turn.
 TEMPLATE_LINES = 8
@@ -60,19 +63,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found)
         return ExitStatus.OK
-    rows = [
-        (
-            model.name,
-            model.kind,
-            size(model.size_bytes),
-            str(model.context_tokens or ""),
-            "ships" if model.shipped else "yours",
-            ", ".join(model.loaded_by) or "-",
-            model.problem,
-        )
-        for model in found
-    ]
-    print_table(("model", "kind", ">size", ">window", "from", "runs on", "note"), rows)
+    show_parts([models_table(found)])
     return ExitStatus.OK
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.client.amounts import size
 from appliance.inference import library, models
 from appliance.inference.choice import chosen_model
 from appliance.inference.errors import (
@@ -30,7 +31,7 @@ from .config import load_or_explain
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_model, complete_own_model
 from .place import add_place_options, paths_of
-from .tables import print_json, print_table, size
+from .tables import print_json, print_table
 
 _STATUS: dict[type[InferenceError], ExitStatus] = {
     GgufBroken: ExitStatus.BAD_MODEL,

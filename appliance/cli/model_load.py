@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from appliance.client.amounts import size
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
 from appliance.wire.messages import Failure, ModelLoad, ModelLoaded, ModelLoading
@@ -18,7 +19,7 @@ from .ask import ANSWER_TIMEOUT_S, connected
 from .exit_status import ExitStatus, Failed
 from .model_names import complete_text_model
 from .place import add_place_options, paths_of
-from .tables import print_json, size
+from .tables import print_json
 
 #: Starting the worker's process comes on top of the supervisor's own time for loading.
 GRACE_S = 90.0

@@ -6,9 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from appliance.config.errors import ConfigError
-from appliance.config.load import load_network
-from appliance.config.network import Api
+from appliance.client.address import gateway_url
 from appliance.paths import Paths
 
 from .exit_status import ExitStatus, Failed
@@ -42,24 +40,13 @@ def url_of(arguments: argparse.Namespace, paths: Paths) -> str:
     given = arguments.url or os.environ.get("CORAL_REEF_URL")
     if given:
         return str(given).rstrip("/")
-    try:
-        return (paths.run / "url").read_text("utf-8").strip()
-    except OSError:
-        if paths == Paths.system():
-            return _service_url(paths)
+    found = gateway_url(paths)
+    if found is None:
         raise Failed(
             f"no appliance is running with {paths.state}: start one with 'make run', or name its address with --url",
             ExitStatus.UNAVAILABLE,
-        ) from None
-
-
-def _service_url(paths: Paths) -> str:
-    """Where systemd listens for the service, as far as the owner's files tell; never beyond this machine."""
-    try:
-        port = load_network(paths.network_yaml).settings.api.port
-    except ConfigError:  # broken, or not for this user's eyes
-        port = Api().port
-    return f"http://127.0.0.1:{port}"
+        )
+    return found
 
 
 def key_of(arguments: argparse.Namespace, paths: Paths) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
-from appliance.wire.messages import Repair, RepairFix
+from appliance.client.repairs import repair_lines
+from appliance.wire.messages import RepairFix
 
 from .ask import REQUEST_ID, ask_status, order
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
-from .tables import duration, print_json
+from .tables import print_json, show
 
 #: The longest fix restarts a worker.
 FIX_TIMEOUT_S = 600.0
@@ -47,7 +47,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(repairs)
     else:
-        show_repairs(repairs)
+        show(repair_lines(repairs))
         if not repairs:
             print("Nothing needs a repair.")
     return ExitStatus.FAILED if repairs else ExitStatus.OK
@@ -58,13 +58,3 @@ def run_fix(arguments: argparse.Namespace) -> int:
         order(paths_of(arguments), RepairFix(request_id=REQUEST_ID, id=arguments.id), timeout_s=FIX_TIMEOUT_S)
     )
     return ExitStatus.OK
-
-
-def show_repairs(repairs: list[Repair]) -> None:
-    """Prints them for people: what, since when, what to do."""
-    for repair in repairs:
-        ago = duration(max(0.0, time.time() - repair.since))
-        print(f"{repair.severity}: {repair.what}")
-        print(f"  since {ago}. {repair.advice}")
-        if repair.fix:
-            print(f"  'coral-reef repair fix {repair.id}' {repair.fix}")

@@ -45,6 +45,9 @@ GREETING_PATIENCE_S = 1.0
 #: What a gateway needs beyond `drain_s` to cancel, to store and to cut off, and its parent to see it.
 GATEWAY_STOP_S = 15.0
 
+#: The console waits for nobody.
+CONSOLE_STOP_S = 5.0
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -183,8 +186,12 @@ def _bind(settings: Settings, port: int) -> socket.socket:
 class _Part:
     """One process of the appliance."""
 
-    def __init__(self, name: str, command: list[str], *, descriptors: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, name: str, command: list[str], *, descriptors: tuple[int, ...] = (), needed: bool = True
+    ) -> None:
+        """The appliance can do without a part that is not `needed`."""
         self.name, self._command, self._descriptors = name, command, descriptors
+        self.needed = needed
         self.process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self.failures = 0
@@ -245,6 +252,9 @@ class _Launcher:
             ["appliance.gateway", "--fd", str(listener.fileno())],
             descriptors=(listener.fileno(),),
         )
+        self._parts = [self._supervisor, self._gateway]
+        self._console: _Part | None = None
+        self._terminal = ""
         self._stopping = False
 
     def run(self) -> int:
@@ -262,12 +272,29 @@ class _Launcher:
                 self._paths.run / "url", f"{url}\n".encode()
             )  # it listens: whoever comes now, waits
             if self._start_gateway(wake_read):
+                self._start_console()
                 self._greet(url, time.monotonic() - began)
             return self._watch(wake_read)
         finally:
             signal.set_wakeup_fd(-1)
             (self._paths.run / "url").unlink(missing_ok=True)
+            self._paths.console_line.unlink(missing_ok=True)
             self._end()
+
+    def _start_console(self) -> None:
+        """The console on a pseudo-terminal, which is there as long as we are, whatever becomes of the console."""
+        try:
+            ours, theirs = os.openpty()
+        except OSError as error:
+            log.warning("no console: this machine gives no pseudo-terminal: %s", error.strerror)
+            return
+        self._terminal = os.ttyname(theirs)
+        os.close(theirs)  # opened and closed once: from now on the kernel tells whether somebody has it open
+        self._paths.console_line.unlink(missing_ok=True)
+        self._paths.console_line.symlink_to(self._terminal)
+        self._console = _Part("console", ["console", "--pty", str(ours)], descriptors=(ours,), needed=False)
+        self._console.start(self._environment, self._log_pipe)
+        self._parts.append(self._console)
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -296,18 +323,21 @@ class _Launcher:
 
     def _watch(self, wake: int) -> int:
         """Starts again what ends by itself, until told to stop or until one part keeps failing."""
-        parts = [self._supervisor, self._gateway]
         while not self._stopping:
-            for part in parts:
+            for part in list(self._parts):
                 status = part.ended()
                 if status is None:
+                    continue
+                if part.failures >= FAILURES_LIMIT and not part.needed:
+                    log.error("%s ended with status %d; going on without it", part.name, status)
+                    self._parts.remove(part)
                     continue
                 # A configuration, a database or a lock that is refused will be refused again.
                 if part.failures >= FAILURES_LIMIT or status in (os.EX_CONFIG, os.EX_IOERR, os.EX_TEMPFAIL):
                     log.error("%s ended with status %d; stopping", part.name, status)
                     return status if status > 0 else ExitStatus.UNAVAILABLE
                 log.error("%s ended with status %d; starting it again", part.name, status)
-            dead = [part for part in parts if part.process is None]
+            dead = [part for part in self._parts if part.process is None]
             select.select([wake], [], [], RESTART_S if dead else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
@@ -323,6 +353,8 @@ class _Launcher:
             self._settings = load(self._paths)
         if self._gateway.process is not None:
             log.info("stopping: replies may end; Ctrl-C again ends them now")
+        if self._console is not None:
+            self._console.stop(CONSOLE_STOP_S)
         self._gateway.stop(self._settings.appliance.gateway.drain_s + GATEWAY_STOP_S)
         self._supervisor.stop(self._settings.appliance.supervisor.drain_s + 15)
         log.info("stopped")
@@ -336,6 +368,7 @@ class _Launcher:
         lines = (
             f"Coral-Reef is up after {seconds:.1f} s: {url}",
             f"  chat      {command} chat{option}        (in another terminal)",
+            *([f"  console   {command} console --line {self._terminal}"] if self._terminal else []),
             f"  API       {url}/docs   key: {_shortest(self._paths.admin_key)}",
             "  stop      Ctrl-C",
             *self._model_trouble(),

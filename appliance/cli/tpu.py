@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.client.tpus import change_line, tpu_lines, tpus_parts
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, WireError
 from appliance.wire.messages import (
@@ -16,7 +17,6 @@ from appliance.wire.messages import (
     StatusRequest,
     Subscribe,
     Topic,
-    Tpu,
     TpuChanged,
     TpuQuarantine,
     TpuReset,
@@ -25,8 +25,7 @@ from appliance.wire.messages import (
 from .ask import REQUEST_ID, ask_status, connected, order
 from .exit_status import ExitStatus, Failed
 from .place import add_place_options, paths_of
-from .tables import duration, print_json, print_table
-from .tower import print_tower
+from .tables import print_json, show
 
 #: A reset takes some tenths of a second; a port that hangs, much longer.
 RESET_TIMEOUT_S = 60.0
@@ -89,33 +88,8 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"tpus": status.tpus, "trays": status.trays, "hotplug": status.hotplug})
     else:
-        show_tpus(status)
+        show(tpus_parts(status))
     return ExitStatus.OK
-
-
-def show_tpus(status: Status) -> None:
-    """Prints them for people."""
-    if status.tpus:
-        print_table(
-            ("tpu", "tray", ">slot", "role", "state", ">temp", "worker", ">since", "note"),
-            [
-                (
-                    tpu.id,
-                    tpu.tray,
-                    str(tpu.slot),
-                    f"{tpu.role} (reserve)" if tpu.stands_in else tpu.role,
-                    in_words(tpu),
-                    celsius(tpu),
-                    tpu.worker,
-                    duration(tpu.since_s),
-                    tpu.detail,
-                )
-                for tpu in status.tpus
-            ],
-        )
-    else:
-        print("No TPU is attached: the processor runs all models.")
-    print_tower(status)
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -125,29 +99,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found[0])
     else:
-        show_tpu(found[0])
+        show(tpu_lines(found[0]))
     return ExitStatus.OK
-
-
-def show_tpu(tpu: Tpu) -> None:
-    """Prints one for people, line by line."""
-    speed = f"USB, {tpu.speed_mbps:,} Mbit/s" if tpu.speed_mbps else str(tpu.bus)
-    if 0 < tpu.speed_mbps < 5000:
-        speed += " (slow: use a USB 3 port and cable)"
-    lines = (
-        ("tpu", tpu.id),
-        ("place", f"{tpu.tray}, slot {tpu.slot}"),
-        ("role", f"{tpu.role}, in place of one that failed" if tpu.stands_in else tpu.role),
-        ("state", f"{in_words(tpu)} for {duration(tpu.since_s)}{f': {tpu.detail}' if tpu.detail else ''}"),
-        ("worker", tpu.worker or "none"),
-        ("may work", f"{tpu.load_limit:.0%}"),
-        ("temperature", celsius(tpu) or "not told"),
-        ("bus", speed),
-        ("node", tpu.node or "none"),
-        ("sysfs", tpu.sysfs or "none"),
-    )
-    for label, text in lines:
-        print(f"{label:<13}{text}")
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
@@ -164,27 +117,17 @@ async def _watch(paths: Paths, *, as_json: bool) -> None:
                 match await connection.receive():
                     case Status(tpus=tpus):
                         for tpu in tpus:
-                            print(msgspec.json.encode(tpu).decode() if as_json else line(tpu), flush=True)
+                            print(
+                                msgspec.json.encode(tpu).decode() if as_json else change_line(tpu), flush=True
+                            )
                     case TpuChanged(tpu=tpu):
-                        print(msgspec.json.encode(tpu).decode() if as_json else line(tpu), flush=True)
+                        print(msgspec.json.encode(tpu).decode() if as_json else change_line(tpu), flush=True)
                     case EventsLost(count=count) if not as_json:
                         print(f"({count} changes were too fast to be told)", flush=True)
     except Disconnected as error:
         raise Failed(f"the appliance does not run (any more): {error}", ExitStatus.UNAVAILABLE) from None
     except WireError as error:
         raise Failed(str(error)) from None
-
-
-def line(tpu: Tpu) -> str:
-    """A change in a line."""
-    parts = [f"{tpu.id:<20} {tpu.tray} slot {tpu.slot}: {in_words(tpu)}"]
-    if tpu.worker:
-        parts.append(f"worker {tpu.worker}")
-    if tpu.stands_in:
-        parts.append(f"stands in as {tpu.role}")
-    if warmth := celsius(tpu):
-        parts.append(warmth)
-    return ", ".join(parts) + (f": {tpu.detail}" if tpu.detail else "")
 
 
 def run_reset(arguments: argparse.Namespace) -> int:
@@ -197,13 +140,3 @@ def run_quarantine(arguments: argparse.Namespace) -> int:
     message = TpuQuarantine(request_id=REQUEST_ID, id=arguments.id)
     print(order(paths_of(arguments), message, timeout_s=QUARANTINE_TIMEOUT_S))
     return ExitStatus.OK
-
-
-def in_words(tpu: Tpu) -> str:
-    """Its state as people say it."""
-    return tpu.state.replace("_", " ")
-
-
-def celsius(tpu: Tpu) -> str:
-    """Its temperature; empty when the driver does not tell."""
-    return "" if tpu.temperature_c is None else f"{tpu.temperature_c:.0f} °C"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from appliance.wire.messages import WorkerRestart, WorkerStatus
+from appliance.client.workers import workers_table
+from appliance.wire.messages import WorkerRestart
 
 from .ask import REQUEST_ID, ask_status, order
 from .exit_status import ExitStatus
 from .place import add_place_options, paths_of
-from .tables import duration, print_json, print_table, size
+from .tables import print_json, show
 
 #: Draining, then loading: a large model on a slow disk takes its minutes.
 RESTART_TIMEOUT_S = 600.0
@@ -41,7 +42,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(workers)
     else:
-        show_workers(workers)
+        show([workers_table(workers)])
     return ExitStatus.OK
 
 
@@ -49,21 +50,3 @@ def run_restart(arguments: argparse.Namespace) -> int:
     message = WorkerRestart(request_id=REQUEST_ID, name=arguments.name)
     print(order(paths_of(arguments), message, timeout_s=RESTART_TIMEOUT_S))
     return ExitStatus.OK
-
-
-def show_workers(workers: list[WorkerStatus]) -> None:
-    """Prints them for people."""
-    rows = [
-        (
-            worker.name,
-            worker.model,
-            worker.state,
-            f"{worker.leases}/{worker.slots}",
-            size(worker.rss_bytes),
-            duration(worker.since_s),
-            str(worker.restarts),
-            worker.detail,
-        )
-        for worker in workers
-    ]
-    print_table(("worker", "model", "state", ">replies", ">memory", ">since", ">restarts", "note"), rows)

@@ -171,6 +171,15 @@ class Devices(Section, frozen=True):
     ] = []
 
 
+class Console(Section, frozen=True):
+    """The serial console."""
+
+    idle_logout_s: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="Who has typed nothing for so long is logged out; 0: nobody is."),
+    ] = 600.0
+
+
 class Appliance(Section, frozen=True):
     """All of `appliance.toml`."""
 
@@ -180,6 +189,7 @@ class Appliance(Section, frozen=True):
     inference: Inference = Inference()
     scheduler: Scheduler = Scheduler()
     devices: Devices = Devices()
+    console: Console = Console()
     supervisor: Supervisor = Supervisor()
 
 

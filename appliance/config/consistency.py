@@ -22,7 +22,7 @@ from appliance.config.forms import interface_address, same_port
 def network_consistency(document: Document, data: dict[str, Any]) -> list[Problem]:
     """Problems between the values of `data`, which is what `validate` left of `document`."""
     checks = _Checks(document, data, [])
-    for check in (_ports, _subnets, _shared_addresses, _cluster, _storage, _tls):
+    for check in (_ports, _desktop, _subnets, _shared_addresses, _cluster, _storage, _tls):
         check(checks)
     return checks.problems
 
@@ -71,6 +71,20 @@ def _ports(checks: _Checks) -> None:
         elif router not in own.network and not (own.version == 6 and router.is_link_local):
             checks.error(
                 (*path, "gateway"), f"is outside the port's subnet, expected an address in {own.network}"
+            )
+
+
+def _desktop(checks: _Checks) -> None:
+    """Over USB the desktop gets its address from the tower, by DHCP: there must be one left for it."""
+    for role, port in checks.ports():
+        ip = port.get("ip")
+        if port.get("type") != "usb" or ip is None:
+            continue
+        own = interface_address(ip)
+        if own.version != 4 or own.network.num_addresses < 4:
+            checks.error(
+                ("interfaces", role, "ip"),
+                f"leaves no address for the desktop, expected an IPv4 address of a network up to /30, not {own}",
             )
 
 

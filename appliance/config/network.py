@@ -67,6 +67,10 @@ class Port(Section, frozen=True):
         | None
     ) = None
     mtu: Annotated[int, Meta(ge=68, le=9216, description="Largest packet, in bytes.")] | None = None
+    enabled: Annotated[
+        bool,
+        Meta(description="Whether there is a network on this port; without one, USB is a serial line alone."),
+    ] = True
 
     @property
     def address(self) -> Interface | None:
@@ -209,6 +213,12 @@ class Network(Section, frozen=True):
     share_codes: ShareCodes = ShareCodes()
     sync: Sync = Sync()
     encryption: Encryption = Encryption()
+
+    def usb_port(self) -> Port:
+        """The port towards a desktop: the role `usb`, else the first of that type, else one as nobody has set it."""
+        if Role.USB in self.interfaces:
+            return self.interfaces[Role.USB]
+        return next((port for port in self.interfaces.values() if port.type == "usb"), Port(type="usb"))
 
 
 def applies(network: Network, path: KeyPath) -> bool:

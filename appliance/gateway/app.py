@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -32,6 +33,7 @@ from .generator import LeasedGenerator
 from .links import SupervisorLink, WorkerLinks
 from .pages import docs, openapi_json
 from .problems import HANDLERS
+from .session_tokens import SessionTokens
 from .store import ConversationStore
 from .tensors import Tensors
 
@@ -55,7 +57,9 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
                     str(paths.control_socket),
                     queue_s=appliance.scheduler.queue_timeout_s,
                     on_reloaded=reloaded,
+                    on_session_ended=lambda: tokens.forget(),
                 )
+                tokens = SessionTokens(supervisor.holder_of, time.monotonic)
                 supervisor.start()
                 workers = WorkerLinks()
                 generator = LeasedGenerator(supervisor, workers)
@@ -71,6 +75,7 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
                 app.state.update(
                     {
                         "api_keys": ApiKeys(database),
+                        "session_tokens": tokens,
                         "store_thread": thread,
                         "conversations": conversations,
                         "generator": generator,
@@ -101,6 +106,10 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
         found: LeasedGenerator = state.generator
         return found
 
+    async def session_tokens(state: State) -> SessionTokens:
+        found: SessionTokens = state.session_tokens
+        return found
+
     async def tensors(state: State) -> Tensors:
         found: Tensors = state.tensors
         return found
@@ -121,6 +130,7 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
             "conversations": Provide(conversations),
             "generator": Provide(generator),
             "tensors": Provide(tensors),
+            "session_tokens": Provide(session_tokens),
         },
         openapi_config=OpenAPIConfig(
             title="Coral-Reef",

@@ -1,4 +1,4 @@
-"""Who asks: a bearer API key, in the header or, from a browser's WebSocket, in the subprotocol."""
+"""Who asks: a bearer API key or the token of a session, in the header or, from a browser's WebSocket, in the subprotocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 
 from appliance.identity.keys import ApiKeys
 from appliance.identity.roles import Role
+from appliance.identity.session_tokens import token_digest
 from appliance.storage.async_store import AsyncStore
+
+from .session_tokens import SessionTokens
 
 #: The subprotocol that the server selects and echoes; the key travels beside it as `bearer.KEY` and is never echoed.
 SUBPROTOCOL = "coral-reef"
@@ -21,10 +24,15 @@ _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who is behind a request. `subject` owns what it creates."""
+    """Who is behind a request. `subject` owns what it creates: the id of an API key, or `user:` and the name of a local user."""
 
     subject: str
     role: Role
+    #: That of a session, which ends; empty when an API key was shown.
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Caller({self.subject!r}, {self.role!r})"
 
     @property
     def may_read_all(self) -> bool:
@@ -47,14 +55,20 @@ class Authentication(AbstractAuthenticationMiddleware):
         state = connection.app.state
         keys: ApiKeys = state.api_keys
         store: AsyncStore = state.store_thread
+        caller: Caller | None = None
+        if key is not None and token_digest(key) is not None:
+            tokens: SessionTokens = state.session_tokens
+            if holder := await tokens.holder_of(key):
+                caller = Caller(f"user:{holder.name}", Role(holder.role), token=key)
         # The storage's thread may be busy with a commit for as long as a disk takes.
-        found = None if key is None else keys.remembered(key) or await store.run(keys.verify, key)
-        if found is None:
+        elif key is not None and (found := keys.remembered(key) or await store.run(keys.verify, key)):
+            caller = Caller(found.id, found.role)
+        if caller is None:
             detail = (
                 "send your API key: Authorization: Bearer KEY" if key is None else "this API key is not valid"
             )
             raise NotAuthorizedException(detail, headers=_CHALLENGE)
-        return AuthenticationResult(user=Caller(found.id, found.role), auth=None)
+        return AuthenticationResult(user=caller, auth=None)
 
 
 def bearer_key(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from appliance.wire.errors import Disconnected, FrameError, WireError
 from appliance.wire.frames import Connection, connect
 from appliance.wire.messages import (
     Cancel,
+    CheckToken,
     EventsLost,
     Failure,
     Finished,
@@ -31,6 +33,7 @@ from appliance.wire.messages import (
     StatusRequest,
     Subscribe,
     SystemChanged,
+    TokenHolder,
     Tokens,
     Topic,
     TpuChanged,
@@ -50,6 +53,9 @@ NOT_SERVED = frozenset({"unknown_model", "unknown_adapter"})
 #: How old a status may be that is good enough for whoever asks how the appliance is.
 RECENT_S = 1.0
 
+#: Tokens that the supervisor is asked about at a time; strangers who make some up wait for one another.
+CHECKS_LIMIT = 4
+
 #: Pause between two attempts to reach the supervisor: it is ready within a second of its start.
 RECONNECT_S = 0.1
 
@@ -65,11 +71,14 @@ class SupervisorLink:
         queue_s: float = 10.0,
         answer_s: float = 5.0,
         on_reloaded: Callable[[], None] = lambda: None,
+        on_session_ended: Callable[[], None] = lambda: None,
     ) -> None:
         """`queue_s` is how long the supervisor lets a request wait for a place, `answer_s` how long an answer may take;
-        `on_reloaded` is called when it has, or may have, read the owner's files again."""
+        `on_reloaded` is called when it has, or may have, read the owner's files again, `on_session_ended` when a session that it
+        issued a token for has ended or may have."""
         self._path, self._patience_s = path, patience_s
         self._queue_s, self._answer_s, self._on_reloaded = queue_s, answer_s, on_reloaded
+        self._on_session_ended = on_session_ended
         #: What happens to repairs and workers, for who listens.
         self.events = Events()
         self._connection: Connection[Any] | None = None
@@ -77,6 +86,8 @@ class SupervisorLink:
         self._leases: dict[str, asyncio.Future[LeaseGranted]] = {}
         self._on_queued: dict[str, Callable[[int], None]] = {}
         self._statuses: list[asyncio.Future[Status]] = []
+        self._holders: dict[str, asyncio.Future[TokenHolder | None]] = {}
+        self._checking = asyncio.Semaphore(CHECKS_LIMIT)
         self._recent: asyncio.Task[Status] | None = None
         self._recent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -179,6 +190,23 @@ class SupervisorLink:
             self._recent_at = now
         return await asyncio.shield(task)
 
+    async def holder_of(self, digest: bytes) -> TokenHolder | None:
+        """Whose session's token that is, None when nobody's. Unavailable when the supervisor is away."""
+        await self._reach()  # who waits for the supervisor takes nobody's place
+        async with self._checking:
+            connection = await self._reach()
+            request_id = secrets.token_hex(8)
+            answer: asyncio.Future[TokenHolder | None] = asyncio.get_running_loop().create_future()
+            self._holders[request_id] = answer
+            connection.post(CheckToken(request_id=request_id, digest=digest))
+            try:
+                async with asyncio.timeout(self._answer_s):
+                    return await answer
+            except TimeoutError:
+                raise _stuck() from None
+            finally:
+                self._holders.pop(request_id, None)
+
     async def _reach(self) -> Connection[Any]:
         try:
             async with asyncio.timeout(self._patience_s):
@@ -215,8 +243,13 @@ class SupervisorLink:
                 self._connection = None
                 self._connected.clear()
                 connection.abort()
+                self._on_session_ended()
                 gone = Unavailable("the supervisor is restarting; try again in a moment")
-                futures: list[asyncio.Future[Any]] = [*self._leases.values(), *self._statuses]
+                futures: list[asyncio.Future[Any]] = [
+                    *self._leases.values(),
+                    *self._statuses,
+                    *self._holders.values(),
+                ]
                 for waiting in futures:
                     if not waiting.done():
                         waiting.set_exception(gone)
@@ -234,14 +267,18 @@ class SupervisorLink:
         | RepairChanged
         | WorkerChanged
         | TpuChanged
-        | EventsLost,
+        | EventsLost
+        | TokenHolder,
     ) -> None:
         match message:
             case SystemChanged(event=event):
                 if event == "reloaded":
                     self._on_reloaded()
+                elif event == "session_ended":
+                    self._on_session_ended()
             case EventsLost():
-                self._on_reloaded()  # it may have been among them
+                self._on_reloaded()  # it may have been among them, and so may this
+                self._on_session_ended()
                 self.events.publish(message)
             case RepairChanged() | WorkerChanged() | TpuChanged():
                 self.events.publish(message)
@@ -257,12 +294,21 @@ class SupervisorLink:
                     first = self._statuses.pop(0)
                     if not first.done():
                         first.set_result(message)
+            case TokenHolder(request_id=request_id):
+                self._answer_holder(request_id, message)
+            case Failure(request_id=request_id, code="unknown_token"):
+                self._answer_holder(request_id, None)
             case Failure(code=code, message=text, request_id=request_id):
                 waiting = self._leases.get(request_id)
                 if waiting is not None and not waiting.done():
                     waiting.set_exception(_refused(text, code))
                 elif not request_id:
                     log.error("the supervisor refused: %s", text)
+
+    def _answer_holder(self, request_id: str, holder: TokenHolder | None) -> None:
+        asking = self._holders.get(request_id)
+        if asking is not None and not asking.done():
+            asking.set_result(holder)
 
 
 class _Stream:

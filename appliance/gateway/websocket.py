@@ -38,6 +38,7 @@ from .envelope import (
 from .events import Events, Listener
 from .generator import LeasedGenerator
 from .rest import question
+from .session_tokens import SessionTokens
 
 CallerSocket = WebSocket[Caller, None, Any]
 
@@ -53,12 +54,18 @@ STOPPING = "coral-reef.stopping"
 #: "Service restart": the client may come back (RFC 6455's registry of close codes).
 RESTARTING = 1012
 
+#: "Policy violation" (RFC 6455, 7.4.1): who was let in by a session's token, when the session ends.
+SESSION_OVER = 1008
+
 
 class _Session:
     """One connection: its replies, and who may write to it."""
 
-    def __init__(self, socket: CallerSocket, chat: Chat, settings: ChatSettings, events: Events) -> None:
+    def __init__(
+        self, socket: CallerSocket, chat: Chat, settings: ChatSettings, events: Events, tokens: SessionTokens
+    ) -> None:
         self._socket, self._chat, self._settings, self._events = socket, chat, settings, events
+        self._tokens = tokens
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -66,7 +73,9 @@ class _Session:
 
     async def run(self) -> None:
         """Takes messages until the client goes; its replies are cancelled then."""
-        stopping = asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")
+        closing = [asyncio.create_task(self._close_when_stopping(), name="stop of a WebSocket")]
+        if self._socket.user.token:
+            closing.append(asyncio.create_task(self._close_when_over(), name="end of a session's WebSocket"))
         try:
             while True:
                 await self._take(await self._receive())
@@ -75,7 +84,7 @@ class _Session:
         finally:
             for reply in self._replies.values():
                 reply.cancel()
-            ending = (stopping, *self._channels.values(), *self._tasks)
+            ending = (*closing, *self._channels.values(), *self._tasks)
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -96,6 +105,12 @@ class _Session:
         self._stopped = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._socket.close(code=RESTARTING, reason="the appliance is stopping")
+
+    async def _close_when_over(self) -> None:
+        """When the session ends whose token was shown: so does what it does here."""
+        with contextlib.suppress(ChatError):  # the supervisor is away, and its sessions with it
+            await self._tokens.over(self._socket.user.token)
+        await self._socket.close(code=SESSION_OVER, reason="the session has ended")
 
     def _extensions(self) -> dict[str, Any]:
         return {**(self._socket.scope.get("extensions") or {})}
@@ -216,8 +231,9 @@ async def chat_socket(
     chat_service: NamedDependency[Chat],
     chat_settings: NamedDependency[ChatSettings],
     generator: NamedDependency[LeasedGenerator],
+    session_tokens: NamedDependency[SessionTokens],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, chat_settings, generator.events).run()
+    await _Session(socket, chat_service, chat_settings, generator.events, session_tokens).run()

@@ -12,11 +12,14 @@ from setproctitle import setproctitle
 from appliance.config.errors import ConfigError
 from appliance.config.load import load
 from appliance.paths import Paths
-from appliance.process import die_with_parent
+from appliance.process import die_with_parent, give_back_blocks
 from appliance.telemetry.log import set_up_logging
 
 from .errors import AlreadyRunning
 from .service import StateLock, Supervisor
+
+#: The hash of a password takes one of 19 MiB, for some 50 ms.
+LARGE_BLOCK_BYTES = 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ def main() -> int:
         die_with_parent(int(launcher))
     setproctitle("coral-reef: supervisor")
     set_up_logging("supervisor")
+    give_back_blocks(LARGE_BLOCK_BYTES)
     paths = Paths.from_environment()
     try:
         settings = load(paths)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.devices.errors import DevicesError
+from appliance.identity.errors import IdentityError
 from appliance.inference.errors import InferenceError
 from appliance.scheduling.errors import Draining, SchedulingError
 from appliance.scheduling.invoke_leases import InvokeLeases
@@ -47,6 +48,7 @@ from appliance.wire.messages import (
 )
 
 from .errors import RequestFailed, SubsystemDead
+from .logins import ACCOUNT_MESSAGES, Logins, Session
 
 log = logging.getLogger(__name__)
 
@@ -146,12 +148,13 @@ class ControlSocket:
         status: Callable[[], Status],
         socket_of: Callable[[str], tuple[str, str]],
         orders: Orders,
+        logins: Logins,
         why_none_is_ready: Callable[[], str],
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
         self._invocations, self._draining = invocations, False
-        self._orders, self._why_none_is_ready = orders, why_none_is_ready
+        self._orders, self._logins, self._why_none_is_ready = orders, logins, why_none_is_ready
         self.queue_timeout_s = queue_timeout_s
         self._subscribers: dict[Connection[Message], Subscriber] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -248,13 +251,14 @@ class ControlSocket:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer: Connection[Message] = Connection(reader, writer, ToSupervisor)
         self._peers.add(peer)
+        session: Session | None = None
         try:
-            peer.check_peer()
+            session = self._logins.begin(peer.check_peer(), peer.abort)
             await peer.greet("supervisor")
             bad = 0
             while bad < BAD_MESSAGES_LIMIT:
                 try:
-                    self._handle(peer, await peer.receive())
+                    self._handle(peer, session, await peer.receive())
                 except BadMessage as error:
                     bad += 1
                     self._tell(peer, protocol_failure(error))
@@ -266,6 +270,8 @@ class ControlSocket:
             peer.post(protocol_failure(error))
         finally:
             self._peers.discard(peer)
+            if session is not None:
+                self._logins.over(session)
             if subscriber := self._subscribers.pop(peer, None):
                 subscriber.close()
             for key in [key for key in self._waiting if key[0] is peer]:
@@ -275,7 +281,10 @@ class ControlSocket:
             self._settled.set()
             await peer.close()
 
-    def _handle(self, peer: Connection[Message], message: Message) -> None:
+    def _handle(self, peer: Connection[Message], session: Session, message: Message) -> None:
+        if isinstance(message, ACCOUNT_MESSAGES):
+            self._carry_out(peer, message.request_id, self._logins.answer(session, message))
+            return
         match message:
             case LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter):
                 request = Request(peer, request_id, session_id, model, adapter)
@@ -361,9 +370,17 @@ class ControlSocket:
             answer: str | Message
             try:
                 answer = await order
-            except (RequestFailed, InferenceError, DevicesError) as error:
-                log.warning("not done: %s", error)
-                answer = Failure(code=error.code, message=str(error)[:4096], request_id=request_id)
+            except (RequestFailed, InferenceError, DevicesError, IdentityError) as error:
+                level, retry_after_s = logging.WARNING, 0.0
+                if isinstance(error, RequestFailed):
+                    level, retry_after_s = error.log_level, error.retry_after_s
+                log.log(level, "not done: %s", error)
+                answer = Failure(
+                    code=error.code,
+                    message=str(error)[:4096],
+                    request_id=request_id,
+                    retry_after_s=retry_after_s,
+                )
             self._tell(
                 peer, Done(request_id=request_id, detail=answer) if isinstance(answer, str) else answer
             )

@@ -38,6 +38,10 @@ class Kind(StrEnum):
     TPU_PERMISSION = "tpu_permission"
     TPU_QUARANTINED = "tpu_quarantined"
     TRAY_IDENTITY = "tray_identity"
+    USERS_UNREADABLE = "users_unreadable"
+    USB_DIRECT_MODE = "usb_direct_mode"
+    USB_FROZEN = "usb_frozen"
+    USB_GADGET = "usb_gadget"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_MEMORY = "worker_memory"
 
@@ -134,6 +138,27 @@ SORTS: dict[Kind, Sort] = {
     Kind.TRAY_IDENTITY: Sort(
         Severity.WARNING,
         "Correct what devices.identity names, or write the tray's memory anew. Until then the tray goes by its place.",
+    ),
+    Kind.USERS_UNREADABLE: Sort(
+        Severity.ERROR,
+        "Restore the file from a backup, or remove it as root: then there are no users, and whoever holds the USB cable may make "
+        "the first one. Until then nobody can log in on a serial line; this command and the network go on.",
+        "reads the file again",
+    ),
+    Kind.USB_DIRECT_MODE: Sort(
+        Severity.ERROR,
+        "Install what is missing ('make install' names the packages), or switch direct mode off ('enabled: false' at "
+        "the USB port in network.yaml); then 'systemctl restart coral-reef-gadget'. The serial console works without it.",
+    ),
+    Kind.USB_FROZEN: Sort(
+        Severity.WARNING,
+        "Unplug the cable and plug it in again, or try another cable, port or desktop. A charger, or a cable that only charges, "
+        "looks the same.",
+    ),
+    Kind.USB_GADGET: Sort(
+        Severity.ERROR,
+        "Look at 'journalctl -u coral-reef-gadget'. A port that another program has is tried again and again; "
+        "a kernel without libcomposite, usb_f_acm and usb_f_ncm cannot do it.",
     ),
     Kind.WORKER_CRASH_LOOP: Sort(
         Severity.CRITICAL,

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 
 import msgspec
 
@@ -18,6 +18,7 @@ from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.config.network import Mode
 from appliance.files import FileLock, LockHeld
+from appliance.identity.errors import UsersUnreadable
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.paths import Paths
@@ -46,11 +47,14 @@ from .cgroups import Groups
 from .control import ControlSocket
 from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused, SubsystemDead
 from .forkserver import WORKER_USER, Forkserver
+from .logins import Logins
 from .notify import Notify, extend_timeout, feed_watchdog
+from .power import machine, not_ours
 from .repairs import Kind, Repairs
 from .tensor_workers import TensorWorkers
 from .text_model import TextModel
 from .tpus import Tpus
+from .usb import Usb
 from .workers import WorkerKeeper, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -102,6 +106,14 @@ class Supervisor:
             worker_user=os.environ.get(WORKER_USER) or None,
         )
         self._tensors.events = self.tpus.watch
+        self._logins = Logins(
+            paths.users,
+            clock=time.monotonic,
+            power=machine if paths == Paths.system() else not_ours,
+            unreadable=lambda why: self._repairs.when(Kind.USERS_UNREADABLE, "file", why, self._logins.look),
+            ended=lambda: self._control.publish(Topic.SYSTEM, SystemChanged(event="session_ended")),
+        )
+        self._usb = Usb(paths.usb_link, self._repairs)
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
@@ -109,6 +121,7 @@ class Supervisor:
             status=self.status,
             socket_of=self._socket_of,
             orders=self,
+            logins=self._logins,
             why_none_is_ready=self._why_none_is_ready,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
@@ -126,8 +139,11 @@ class Supervisor:
         self._tensors.start()
         self.tpus.use(self._tensors.tpus_changed, self._tensors.tpu_lost)
         await self._control.start()
+        self._run_beside(self._logins.look(), but=UsersUnreadable)  # which is a repair then
         devices = asyncio.create_task(self.tpus.run(), name="devices")
         devices.add_done_callback(self._keeper_ended)
+        usb = asyncio.create_task(self._usb.run(), name="usb")
+        usb.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
@@ -143,11 +159,12 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            for task in (*self._tasks.values(), devices, watchdog):
+            for task in (*self._tasks.values(), devices, usb, watchdog):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), devices, watchdog, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), devices, usb, watchdog, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
+            self._logins.close()
             extending.cancel()
             log.info("stopped")
 
@@ -281,6 +298,7 @@ class Supervisor:
             tpus=self.tpus.all(),
             trays=self.tpus.trays(),
             hotplug=self.tpus.hotplug,
+            usb=self._usb.link(),
         )
 
     # --- what the model asks of us --------------------------------------------------------------------------------
@@ -385,6 +403,8 @@ class Supervisor:
         self._invocations.limit = now.scheduler.queue_limit
         if theirs := [key for key in changed if key in gateway_part(now)]:
             done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
+        if any(key.startswith("interfaces") for key in listening):
+            done.append("the USB link takes them with 'systemctl restart coral-reef-gadget'")
         if later := [key for key in listening if key.startswith("api.")]:
             done.append(f"not before the next start: {', '.join(later)}")
         return "; ".join(done)
@@ -392,11 +412,16 @@ class Supervisor:
     def _hung_up(self) -> None:
         """SIGHUP: reload, as daemons do; the reason of a refusal is in the log and in the repairs."""
 
-        async def reload() -> None:
-            with contextlib.suppress(ReloadRefused):
-                await self.reload()
+        self._run_beside(self.reload(), but=ReloadRefused)
 
-        task = asyncio.create_task(reload(), name="reload")
+    def _run_beside(self, work: Coroutine[None, None, str], *, but: type[Exception]) -> None:
+        """Runs it for whom nobody waits; `but` is told elsewhere."""
+
+        async def run() -> None:
+            with contextlib.suppress(but):
+                await work
+
+        task = asyncio.create_task(run(), name="beside")
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 

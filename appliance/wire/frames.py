@@ -9,7 +9,7 @@ import os
 import pwd
 import socket
 import struct
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -37,6 +37,19 @@ def encode(message: Message) -> bytes:
     if len(body) > FRAME_LIMIT_BYTES:
         raise FrameError(f"{type(message).__name__} of {len(body)} bytes: at most {FRAME_LIMIT_BYTES}")
     return _LENGTH.pack(len(body)) + body
+
+
+class Peer(NamedTuple):
+    """The process at the other end as the kernel tells of it: unix(7), SO_PEERCRED."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is root, or of the same user as we."""
+        return self.uid in (0, os.geteuid())
 
 
 class Decoder(Generic[M]):
@@ -139,14 +152,14 @@ class Connection(Generic[M]):
             raise VersionError(f"{answer.name} speaks version {answer.version}, we {PROTOCOL_VERSION}")
         return answer
 
-    def check_peer(self) -> int:
-        """The peer's process id; PeerRefused unless it is root, ourselves or in the group `coral-reef`."""
+    def check_peer(self) -> Peer:
+        """Who the peer is; PeerRefused unless it is root, ourselves or in the group `coral-reef`."""
         transport_socket: socket.socket = self._writer.get_extra_info("socket")
         raw = transport_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, gid = struct.unpack("3i", raw)
-        if uid in (0, os.geteuid()) or _in_group(uid, gid):
-            return int(pid)
-        raise PeerRefused(f"process {pid} of user {uid} is not in the group {GROUP}")
+        peer = Peer(*struct.unpack("3i", raw))
+        if peer.is_ours or _in_group(peer.uid, peer.gid):
+            return peer
+        raise PeerRefused(f"process {peer.pid} of user {peer.uid} is not in the group {GROUP}")
 
 
 def _in_group(uid: int, gid: int) -> bool:

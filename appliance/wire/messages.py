@@ -7,7 +7,7 @@ from it). Either side's first message is `Hello`.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +31,16 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, kw_only=T
     """Base of everything that travels."""
 
 
+class Confidential(Message, frozen=True, kw_only=True):
+    """A message that holds a secret: none of its values appears in a log, a traceback or a test's report."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
+
+
 class Hello(Message, frozen=True, kw_only=True):
     """First message in either direction: who speaks, in which version."""
 
@@ -39,11 +49,13 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Failure(Message, frozen=True, kw_only=True):
-    """The answer to a message that could not be carried out. `request_id` is empty when none could be read."""
+    """The answer to a message that could not be carried out. `request_id` is empty when none could be read. Asked again before
+    `retry_after_s`, the answer is the same."""
 
     code: Annotated[str, Meta(max_length=64)]
     message: Annotated[str, Meta(max_length=4096)]
     request_id: Annotated[str, Meta(max_length=64)] = ""
+    retry_after_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 def failure(code: str, error: Exception | str, request_id: str = "") -> Failure:
@@ -314,10 +326,43 @@ class ModelLoaded(Message, frozen=True, kw_only=True):
     draining: int
 
 
+class UsbState(StrEnum):
+    """How far the USB port towards a desktop has come."""
+
+    WAITING = "waiting"  # the machine has no device controller, at least not yet
+    UNPLUGGED = "unplugged"
+    CONNECTED = "connected"
+    FROZEN = "frozen"  # a desktop began to ask who we are, and was not satisfied however often we began anew
+    FAILED = "failed"
+
+
+class UsbLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The USB port as the gadget's service sees it. `functions` are what a desktop sees (acm: serial line, ncm: network);
+    `interface` and `address` are empty without direct mode, `trouble` says why that does not work. `speed` is in the kernel's
+    words (`super-speed`), empty when nobody is there."""
+
+    state: UsbState
+    detail: str
+    controller: str = ""
+    speed: str = ""
+    functions: list[str] = []
+    interface: str = ""
+    address: str = ""
+    trouble: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """What is plugged in, and where the API is reached over it."""
+        words = self.detail
+        if self.address and self.state in (UsbState.CONNECTED, UsbState.UNPLUGGED):
+            words += f"; direct mode on {self.interface}, {self.address}"
+        return words + (f"; no direct mode: {self.trouble}" if self.trouble else "")
+
+
 class Status(Message, frozen=True, kw_only=True):
     """The appliance as the supervisor sees it. `summary` is the line that systemd shows; `model` is the one that writes the
     replies, and `configured_model` what appliance.toml says (another one when `coral-reef model load` chose). Repairs come worst
-    first; TPUs by tray and slot, those that are gone too."""
+    first; TPUs by tray and slot, those that are gone too. `usb` is None where nobody looks after a USB port."""
 
     version: str
     mode: str
@@ -339,6 +384,7 @@ class Status(Message, frozen=True, kw_only=True):
     tpus: list[Tpu] = []
     trays: list[Tray] = []
     hotplug: Hotplug = Hotplug.POLLED
+    usb: UsbLink | None = None
 
 
 class Reload(Message, frozen=True, kw_only=True):
@@ -397,7 +443,8 @@ class RepairChanged(Message, frozen=True, kw_only=True):
 
 
 class SystemChanged(Message, frozen=True, kw_only=True):
-    """Something happened to the appliance as a whole: `reloaded`, `reload_refused`, `stopping`."""
+    """Something happened to the appliance as a whole: `reloaded`, `reload_refused`, `stopping`, `session_ended` (a token that was
+    issued is worth nothing any more)."""
 
     event: str
     detail: str = ""
@@ -416,6 +463,161 @@ class EventsLost(Message, frozen=True, kw_only=True):
 
 
 Event = WorkerChanged | RepairChanged | SystemChanged | TpuChanged
+
+
+# --- control socket: local users ------------------------------------------------------------------------------------
+
+#: As long as a name or a password can be in a message; what makes a good one is decided in `appliance.identity.users`.
+UserName = Annotated[str, Meta(min_length=1, max_length=64)]
+Password = Annotated[str, Meta(max_length=1024)]
+UserRole = Literal["admin", "user", "guest"]
+
+#: A serial line, as its device is called (`ttyGS0`).
+Line = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._/-]{1,64}\Z")]
+
+#: SHA-256 of a session's token.
+TokenDigest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class LoginQuestion(Message, frozen=True, kw_only=True):
+    """Asks what a line has to ask of a person. Answered by `LoginNeeds`, or `Failure` (`users_unreadable`)."""
+
+    request_id: Id
+    line: Line
+
+
+class LoginNeeds(Message, frozen=True, kw_only=True):
+    """`first_user`: there is no user yet, and `FirstUser` on a USB line makes one. An attempt on this line is heard in
+    `retry_after_s`."""
+
+    request_id: Id
+    first_user: bool
+    retry_after_s: float
+
+
+class Login(Confidential, frozen=True, kw_only=True):
+    """A person on a serial line gives name and password. Answered by `LoggedIn`, or `Failure`: `wrong_login` (was tried, and is
+    wrong), `too_soon` (was not tried: not before `retry_after_s`), `no_users`, `users_unreadable`, `busy`.
+
+    The session that begins is this connection's, and ends with it; the supervisor ends the connection when the user is
+    removed or gets another password. `line` (`ttyGS0`) and `usb` are believed of the console alone."""
+
+    request_id: Id
+    name: UserName
+    password: Password
+    line: Line
+    usb: bool
+
+
+class FirstUser(Confidential, frozen=True, kw_only=True):
+    """Makes the first user, an administrator, who is logged in by it. Only from a USB line and while there is no user: `Failure`
+    with `not_usb`, `users_exist`, `bad_user` (its message says what is wrong with name or password)."""
+
+    request_id: Id
+    name: UserName
+    password: Password
+    usb: bool
+
+
+class LoggedIn(Message, frozen=True, kw_only=True):
+    """Who the person on this connection is now."""
+
+    request_id: Id
+    name: str
+    role: UserRole
+
+
+class IssueToken(Message, frozen=True, kw_only=True):
+    """Asks for a bearer token for the gateway: it is worth what the user is, as long as this connection is open. The console gets
+    one for who is logged in on this connection, others for whom they like. Answered by `IssuedToken`; `Failure` is `denied`."""
+
+    request_id: Id
+    name: UserName
+
+
+class IssuedToken(Confidential, frozen=True, kw_only=True):
+    """The token. It is stored nowhere."""
+
+    request_id: Id
+    token: str
+
+
+class CheckToken(Message, frozen=True, kw_only=True):
+    """A gateway was shown a token. Answered by `TokenHolder`, or `Failure` with `unknown_token`. What it remembers of the answer,
+    it forgets at `SystemChanged` `session_ended`."""
+
+    request_id: Id
+    digest: TokenDigest
+
+
+class TokenHolder(Message, frozen=True, kw_only=True):
+    """Whose token it is."""
+
+    request_id: Id
+    name: str
+    role: UserRole
+
+
+class UserList(Message, frozen=True, kw_only=True):
+    """Asks for `Users`."""
+
+    request_id: Id
+
+
+class LocalUser(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who may log in on a serial line. `created_at` in seconds since 1970."""
+
+    name: str
+    role: UserRole
+    created_at: float
+
+
+class Users(Message, frozen=True, kw_only=True):
+    """All local users, by name."""
+
+    request_id: Id
+    users: list[LocalUser]
+
+
+class UserAdd(Confidential, frozen=True, kw_only=True):
+    """Makes a user. `Done`, or `Failure`: `bad_user`, `user_exists`, `users_unreadable`, `denied`."""
+
+    request_id: Id
+    name: UserName
+    password: Password
+    role: UserRole
+
+
+class UserPassword(Confidential, frozen=True, kw_only=True):
+    """Gives a user another password and ends the user's other sessions. Who is no administrator may change the own one. `Done`,
+    or `Failure`: `bad_user`, `unknown_user`, `users_unreadable`, `denied`."""
+
+    request_id: Id
+    name: UserName
+    password: Password
+
+
+class UserRemove(Message, frozen=True, kw_only=True):
+    """Removes a user and ends the user's sessions. `Done`, or `Failure`: `unknown_user`, `last_admin`, `users_unreadable`,
+    `denied`."""
+
+    request_id: Id
+    name: UserName
+
+
+class PowerAction(StrEnum):
+    """What to do with the machine."""
+
+    REBOOT = "reboot"
+    POWER_OFF = "poweroff"
+
+
+class Power(Message, frozen=True, kw_only=True):
+    """Restart the machine or switch it off. `Done` when systemd has taken the order, or `Failure`: `denied`,
+    `power_unavailable`."""
+
+    request_id: Id
+    action: PowerAction
 
 
 # --- worker socket ---------------------------------------------------------------------------------------------
@@ -681,6 +883,16 @@ ToSupervisor = (
     | ModelLoad
     | TpuReset
     | TpuQuarantine
+    | LoginQuestion
+    | Login
+    | FirstUser
+    | IssueToken
+    | CheckToken
+    | UserList
+    | UserAdd
+    | UserPassword
+    | UserRemove
+    | Power
 )
 FromSupervisor = (
     Hello
@@ -696,6 +908,11 @@ FromSupervisor = (
     | EventsLost
     | ModelLoading
     | ModelLoaded
+    | LoginNeeds
+    | LoggedIn
+    | IssuedToken
+    | TokenHolder
+    | Users
 )
 ToWorker = Hello | Generate | Cancel | Invoke
 FromWorker = Hello | Failure | Tokens | Progress | Finished | Invoked

@@ -1,6 +1,7 @@
 """The engine alone in this process: `python -m tests.bench.engine_alone MODEL STREAMS TOKENS`. Prints one line of JSON.
 
 With `--prompt N` one stream writes while another request with a prompt of some N words is read: how long is the first silent?
+With `--flash` the engine may use flash attention, ours may not: replies would depend on what else is asked (see `TextEngine`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ PROMPT = "You are Coral, the host of the Coral-Reef tower. You are kind and clea
 BEFORE = 20
 
 
-def load(model: str, *, slots: int, window: int, batch: int) -> Any:
-    """A server with the settings of our worker, as far as they concern speed; `batch` 0: the engine's own."""
+def load(model: str, *, slots: int, window: int, batch: int, flash: bool = False) -> Any:
+    """A server with the settings of our worker, as far as they concern speed, but for `flash`; `batch` 0: the engine's own."""
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.n_parallel = slots
     params.n_ctx = slots * window
     if batch:
         params.n_batch = params.n_ubatch = batch
+    if not flash:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_ram_mib = 64
     params.hostnames = [tempfile.mkdtemp(prefix="bench-") + "/engine.sock"]
@@ -109,13 +112,14 @@ def main() -> None:
     parser.add_argument("streams", type=int)
     parser.add_argument("tokens", type=int)
     parser.add_argument("--prompt", type=int)
+    parser.add_argument("--flash", action="store_true")
     asked = parser.parse_args()
     if asked.prompt is None:
-        found = throughput(
-            load(asked.model, slots=asked.streams, window=1024, batch=128), asked.streams, asked.tokens
-        )
+        server = load(asked.model, slots=asked.streams, window=1024, batch=128, flash=asked.flash)
+        found = throughput(server, asked.streams, asked.tokens)
     else:
-        found = silence(load(asked.model, slots=asked.streams, window=asked.tokens, batch=0), asked.prompt)
+        server = load(asked.model, slots=asked.streams, window=asked.tokens, batch=0, flash=asked.flash)
+        found = silence(server, asked.prompt)
     print(json.dumps(found), flush=True)
     os._exit(0)  # the engine's threads do not end by themselves
 

@@ -31,7 +31,9 @@ def measure(rounds: int) -> None:
         for _ in range(rounds):
             ours.append(_appliance())
             command = [sys.executable, "-m", "tests.bench.engine_alone", str(model), "2", str(WINDOW)]
-            done = subprocess.run([*command, "--prompt", str(WORDS)], check=True, capture_output=True)
+            done = subprocess.run(
+                [*command, "--prompt", str(WORDS), "--flash"], check=True, capture_output=True
+            )
             alone.append(json.loads(done.stdout)["silence_s"])
     median = statistics.median
     title = "longest silence while a neighbour's 1,500 tokens are read, 28M"

@@ -87,17 +87,26 @@ def _compare(
     peer: str,
     rounds: int,
 ) -> None:
-    ours, alone, theirs = Side(), Side(), Side()
+    ours, alone, flash, theirs = Side(), Side(), Side(), Side()
     warm = []
     for _ in range(rounds):
         warm.append(_appliance(ours, engine, add, streams, tokens))
         _engine_alone(alone, engine, model, streams, tokens)
+        _engine_alone(flash, engine, model, streams, tokens, "--flash")
         if peer:
             _peer(theirs, peer, model, streams, tokens)
     median = statistics.median
     ratios = [one / other for one, other in zip(ours.per_cpu_s, alone.per_cpu_s, strict=True)]
     limit = f"{median(alone.per_cpu_s):,.0f}"
     row(f"tokens per CPU-second: {title}", f"{median(ours.per_cpu_s):,.0f}", limit, median(ratios))
+    ratios = [one / other for one, other in zip(ours.per_cpu_s, flash.per_cpu_s, strict=True)]
+    limit = f"{median(flash.per_cpu_s):,.0f}"
+    row(
+        "  with flash attention, whose replies are not exact",
+        f"{median(ours.per_cpu_s):,.0f}",
+        limit,
+        median(ratios),
+    )
     row("  tokens per second", f"{median(ours.per_s):,.0f}", f"{median(alone.per_s):,.0f}")
     row("  first token, cold", ms(median(ours.first_token_s)), ms(median(alone.first_token_s)))
     row("  first token, next turn", ms(median(warm)))
@@ -147,9 +156,9 @@ def _appliance(side: Side, engine: Engine, add: Callable[[Path], Path], streams:
     return warm
 
 
-def _engine_alone(side: Side, engine: Engine, model: Path, streams: int, tokens: int) -> None:
+def _engine_alone(side: Side, engine: Engine, model: Path, streams: int, tokens: int, *options: str) -> None:
     command = [sys.executable, "-m", "tests.bench.engine_alone", str(model), str(streams), str(tokens)]
-    done = subprocess.run(command, check=True, capture_output=True, env=engine.environment)
+    done = subprocess.run([*command, *options], check=True, capture_output=True, env=engine.environment)
     found = json.loads(done.stdout)
     side.add(found["tokens"], found["cpu_s"], found["wall_s"])
     side.first_token_s.append(found["first_token_s"])

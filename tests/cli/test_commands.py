@@ -15,7 +15,7 @@ import appliance
 from appliance.cli.exit_status import MEANINGS, ExitStatus
 from appliance.cli.main import build_parser, main
 from appliance.cli.place import paths_of, url_of
-from appliance.cli.tables import duration, size
+from appliance.client.amounts import duration, size
 from appliance.config.schema import schema
 from appliance.paths import Paths
 from tests.cli.completing import offered

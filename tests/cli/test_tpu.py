@@ -20,8 +20,8 @@ import pytest
 from rich.console import Console
 
 import appliance
-from appliance.cli import tower
 from appliance.cli.main import main
+from appliance.client import screen, tower
 from appliance.devices.errors import NoSuchTpu
 from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
@@ -38,6 +38,7 @@ from appliance.wire.messages import (
     TpuState,
     Tray,
 )
+from tests.supervisor.some_logins import some_logins
 from tests.supervisor.test_control import STATUS, SomeOrders
 
 ROOT = Path(appliance.__file__).parents[1]
@@ -104,6 +105,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
         status=lambda: status,
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),
+        logins=some_logins(paths.supervisor),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1.0,
     )
@@ -143,11 +145,14 @@ def test_list(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (len(found["tpus"]), len(found["trays"]), found["hotplug"]) == (6, 2, "udev")
 
 
-def test_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn(status: Status) -> list[str]:
     page = io.StringIO()
-    monkeypatch.setattr(tower, "Console", lambda **_: Console(file=page, width=200, highlight=False))
-    tower.print_tower(TOWER)
-    lines = [line.rstrip() for line in page.getvalue().splitlines()]
+    screen.show(tower.tower_parts(status), Console(file=page, width=200, highlight=False))
+    return page.getvalue().splitlines()
+
+
+def test_the_drawing() -> None:
+    lines = [line.rstrip() for line in drawn(TOWER)]
     assert lines == [
         "       ╭──────────────────────────╮",
         "tray-2 │ L  L                     │ 2 of 8, at most 84 °C",
@@ -170,17 +175,14 @@ def test_every_state_and_role_has_a_look() -> None:
     assert len(set(signs)) == len(signs)  # told apart without colours
 
 
-def test_a_tray_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = io.StringIO()
-    monkeypatch.setattr(tower, "Console", lambda **_: Console(file=page, width=200, highlight=False))
+def test_a_tray_of_many_rows() -> None:
     big = msgspec.structs.replace(
         STATUS,
         tpus=[tpu(slot, TpuState.READY) for slot in range(1, 19)],
         trays=[Tray(name="tray-1", slots=18)],
         hotplug=Hotplug.POLLED,
     )
-    tower.print_tower(big)
-    lines = page.getvalue().splitlines()
+    lines = drawn(big)
     assert [line.count("●") for line in lines] == [0, 0, 16, 0, 2, 0, 1, 0]
     assert len({len(line) for line in lines if line.endswith("│")}) <= 1
     assert lines[-1].startswith("No udev runs here")

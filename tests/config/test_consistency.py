@@ -53,8 +53,8 @@ def said(folder: Path, text: str, name: str = "network.yaml") -> list[str]:
             ),
         ),
         (
-            "interfaces: {usb: {type: usb, ip: 'fd00::1', gateway: 10.0.0.1}}",
-            "error 1 interfaces.usb.gateway: is outside the port's subnet, expected an address in fd00::/64",
+            "interfaces: {primary: {type: ethernet, ip: 'fd00::1', gateway: 10.0.0.1}}",
+            "error 1 interfaces.primary.gateway: is outside the port's subnet, expected an address in fd00::/64",
         ),
         (
             "interfaces: {usb: {type: usb, ip: 10.0.0.1, gateway: 10.0.0.1}}",
@@ -66,6 +66,16 @@ def said(folder: Path, text: str, name: str = "network.yaml") -> list[str]:
                 "warning 3 interfaces.wifi.ip: shares the subnet 10.0.0.0/24 with interfaces.usb, "
                 "expected a subnet of its own"
             ),
+        ),
+        *(
+            (
+                f"interfaces: {{primary: {{type: usb, ip: '{ip}'}}}}",
+                (
+                    "error 1 interfaces.primary.ip: leaves no address for the desktop, "
+                    f"expected an IPv4 address of a network up to /30, not {ip}"
+                ),
+            )
+            for ip in ("fd00::1/64", "10.0.0.0/31", "10.0.0.1/32")
         ),
         (
             "api:\n  tls: true",
@@ -88,8 +98,9 @@ def test_says(tmp_path: Path, text: str, message: str) -> None:
             f"mode: cluster\ncluster: {{name: c, node_id: b, {NODES}}}\n"
             "interfaces: {cluster: {type: ethernet, ip: 10.0.0.2}}"
         ),
-        "interfaces: {usb: {type: usb, ip: 10.0.0.0/31, gateway: 10.0.0.1}}",
-        "interfaces: {usb: {type: usb, ip: 'fd00::1/64', gateway: 'fe80::1'}}",
+        "interfaces: {primary: {type: ethernet, ip: 10.0.0.0/31, gateway: 10.0.0.1}}",
+        "interfaces: {primary: {type: ethernet, ip: 'fd00::1/64', gateway: 'fe80::1'}}",
+        "interfaces: {usb: {type: usb, ip: 10.0.0.1/30}}",
         "interfaces: {usb: {type: usb, ip: 10.0.0.1}, wifi: {type: wifi, ip: 'fd00::1'}}",
         "api: {tls: true, cert: /etc/coral-reef/certs/server.crt}",
         "shared_storage: {type: iscsi, server: nas, path: 'iqn.2026-01.org.example:models'}",

@@ -13,6 +13,7 @@ from appliance.config.load import check, load_network
 PORT = "an integer from 1 to 65535"
 PROCESSES = "an integer from 0 to 64"
 ICE = "a URL like stun:stun.example.org:3478 or turns:turn.example.org:5349?transport=tcp"
+SECTIONS = "gateway, chat, text, inference, scheduler, devices, console, supervisor"
 GATEWAY_KEYS = "processes, connections_limit, message_limit_chars, body_limit_bytes, drain_s"
 
 
@@ -32,10 +33,7 @@ def said(folder: Path, name: str, text: str) -> list[str]:
         ("[gateway]\nqqq = 1", f"2: gateway.qqq: unknown key, expected one of {GATEWAY_KEYS}"),
         (
             "gatewy.processes = 1",
-            (
-                "1: gatewy: unknown key, expected one of gateway, chat, text, inference, scheduler, devices, supervisor, "
-                "nearest valid key: gateway"
-            ),
+            (f"1: gatewy: unknown key, expected one of {SECTIONS}, nearest valid key: gateway"),
         ),
         ("gateway.processes = -1", f"1: gateway.processes: is -1, expected {PROCESSES}"),
         (
@@ -66,7 +64,7 @@ def said(folder: Path, name: str, text: str) -> list[str]:
         ),
         (
             '"a.b\\u0007" = 1',
-            '1: "a.b\\u0007": unknown key, expected one of gateway, chat, text, inference, scheduler, devices, supervisor',
+            f'1: "a.b\\u0007": unknown key, expected one of {SECTIONS}',
         ),
         ("a = 1\nb = \n", "2: invalid value, expected valid TOML"),
         ("x = 1\n\nx = 2", "3: cannot overwrite a value, expected valid TOML"),
@@ -193,7 +191,7 @@ api: {}
         "network.yaml:6: interfaces.primary.dhcp: is true although ip is set, expected one of the two",
         (
             "network.yaml:7: interfaces.primary.color: unknown key, "
-            "expected one of type, speed, ip, dhcp, gateway, vlan, mtu"
+            "expected one of type, speed, ip, dhcp, gateway, vlan, mtu, enabled"
         ),
         "network.yaml:10: p2p.ice_servers[0].url: is an alias, expected the value itself",
         (

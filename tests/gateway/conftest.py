@@ -31,6 +31,7 @@ from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection
 from appliance.wire.messages import (
     Cancel,
+    CheckToken,
     Failure,
     Finished,
     FinishReason,
@@ -48,6 +49,7 @@ from appliance.wire.messages import (
     Status,
     StatusRequest,
     Subscribe,
+    TokenHolder,
     Tokens,
     ToSupervisor,
     ToWorker,
@@ -57,6 +59,7 @@ from appliance.wire.messages import (
     TpuState,
     Tray,
     Usage,
+    UserRole,
 )
 from tests.waiting import ask_until
 
@@ -100,6 +103,8 @@ class FakeAppliance:
     invoke_leases: list[InvokeLease] = field(default_factory=list)
     invokes: list[Invoke] = field(default_factory=list)
     outputs: Callable[[Invoke], Message | None] | None = None  # None: the worker dies
+    holders: dict[bytes, tuple[str, UserRole]] = field(default_factory=dict)  # by the digests of their tokens
+    token_checks: list[bytes] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _supervisor: asyncio.Server | None = None
     _worker: asyncio.Server | None = None
@@ -220,6 +225,15 @@ class FakeAppliance:
                                 model=self.models[kind],
                             )
                         )
+                    case CheckToken(request_id=request_id, digest=digest):
+                        self.token_checks.append(digest)
+                        if self.mute:
+                            continue
+                        if digest not in self.holders:
+                            peer.post(Failure(code="unknown_token", message="", request_id=request_id))
+                            continue
+                        name, role = self.holders[digest]
+                        peer.post(TokenHolder(request_id=request_id, name=name, role=role))
                     case LeaseSettled(request_id=request_id) as settled:
                         self.settled[request_id] = settled
                 await self._notice()

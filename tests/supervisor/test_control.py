@@ -54,6 +54,7 @@ from appliance.wire.messages import (
     TpuReset,
     WorkerRestart,
 )
+from tests.supervisor.some_logins import some_logins
 from tests.waiting import look_until
 
 STATUS = Status(
@@ -144,6 +145,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
         status=lambda: STATUS,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
+        logins=some_logins(folder),
         why_none_is_ready=lambda: "; ".join(reasons),
         queue_timeout_s=queue_timeout_s,
     )
@@ -523,6 +525,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         status=lambda: STATUS,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
+        logins=some_logins(path.parent),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )

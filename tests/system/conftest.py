@@ -11,11 +11,18 @@ from typing import IO
 import pytest
 
 from . import nspawn
+from . import vm as vm_module
 from .booted import RUNNING, Booted, booted, configure, state_folder
-from .nspawn import Machine, Root, booted_machine, installed_root
+from .image import Image, image
+from .nspawn import Machine, Root, booted_machine, nspawn_root
+from .vm import VirtualMachine, virtual_machine
 
 #: The end of the log that a report shows.
 LOG_LINES = 60
+CONSOLE_CHARACTERS = 6000
+
+#: The state of the virtual machine to which each test goes back.
+HEALTHY = "healthy"
 
 
 #: A test run that was started in the background ignores Ctrl-C, and what it starts would inherit that.
@@ -48,8 +55,8 @@ def state() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def systemd_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    """A Debian with the appliance installed: see `nspawn.installed_root`."""
-    with _logged(tmp_path_factory) as log, installed_root(log) as root:
+    """A Debian with the appliance installed: see `nspawn.nspawn_root`."""
+    with _logged(tmp_path_factory) as log, nspawn_root(log) as root:
         yield root
 
 
@@ -58,6 +65,29 @@ def machine(systemd_root: Root, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """It has booted, and nobody has started the appliance yet; shared by the tests of a module."""
     with _logged(tmp_path_factory) as log, booted_machine(systemd_root, log) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def vm_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """What the virtual machine boots: see `image`."""
+    with _logged(tmp_path_factory) as log:
+        return image(log)
+
+
+@pytest.fixture(scope="session")
+def session_vm(vm_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
+    """The one virtual machine of this run, booted once; its state `HEALTHY` is when the appliance would answer a chat."""
+    with _logged(tmp_path_factory) as log, virtual_machine("vm", vm_image, log) as found:
+        found.wait_until_healthy()
+        found.save(HEALTHY)
+        yield found
+
+
+@pytest.fixture
+def vm(session_vm: VirtualMachine) -> VirtualMachine:
+    """A virtual machine that has just booted, and in which nobody has done anything yet."""
+    session_vm.revert(HEALTHY)
+    return session_vm
 
 
 @contextmanager
@@ -82,4 +112,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
             report.sections.append((f"log of the appliance in {each.state}", "\n".join(lines)))
         for machine in nspawn.RUNNING:
             report.sections.append((f"journal of {machine.name}", machine.journal(LOG_LINES)))
+        for each_vm in vm_module.RUNNING:
+            report.sections.append((f"journal of {each_vm.name}", each_vm.last_words(LOG_LINES)))
+            report.sections.append((f"console of {each_vm.name}", each_vm.console[-CONSOLE_CHARACTERS:]))
     return report

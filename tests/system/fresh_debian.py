@@ -95,14 +95,7 @@ class FreshDebian:
 
     def copy_project(self) -> None:
         """The project as git would commit it now, all that is not ignored included."""
-        listed = subprocess.run(
-            ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        ).stdout
-        names = [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
-        assert "Makefile" in names
+        names = project_files()
         self.project.mkdir(parents=True)
         with subprocess.Popen(
             ["tar", "-c", "--null", "-T", "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -211,6 +204,19 @@ def _in_namespace(namespace: str) -> dict[int, str]:
     return found
 
 
+def project_files() -> list[str]:
+    """What git would commit now, by name: all that is not ignored."""
+    listed = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    names = [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+    assert "Makefile" in names
+    return names
+
+
 # --- the root -----------------------------------------------------------------------------------------------------
 
 
@@ -221,18 +227,27 @@ def cache_folder() -> Path:
     return cache
 
 
-def debian_archive(name: str, packages: Sequence[str], log: IO[bytes]) -> Path:
-    """A root with these packages as a tar archive: today's from the cache, or a new one."""
+def debian_packages(*purposes: str) -> list[str]:
+    """Those that debian-packages.txt lists for any of these purposes."""
+    lines = (ROOT / "debian-packages.txt").read_text("utf-8").splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return sorted({package for package, purpose, *_ in words if purpose in purposes})
+
+
+def debian_archive(name: str, packages: Sequence[str], log: IO[bytes], *, hook: str = "") -> Path:
+    """A root with these packages as a tar archive: today's from the cache, or a new one. `hook` is a shell script that finds the
+    root in $1 and mmdebstrap's settings for apt in $MMDEBSTRAP_APT_CONFIG."""
     cache = cache_folder()
     sources = _sources()
-    key = hashlib.sha256(
-        repr((tuple(packages), _LEFT_OUT, _suite(), [path.read_bytes() for path in sources])).encode()
-    )
-    archive = cache / f"{name}-{datetime.datetime.now(datetime.UTC).date()}-{key.hexdigest()[:12]}.tar"
+    recipe = (tuple(packages), _LEFT_OUT, _suite(), [path.read_bytes() for path in sources], hook)
+    key = hashlib.sha256(repr(recipe).encode())
+    today = str(datetime.datetime.now(datetime.UTC).date())
+    archive = cache / f"{name}-{today}-{key.hexdigest()[:12]}.tar"
     if archive.exists():
         return archive
     for old in cache.glob(f"{name}-20*.tar"):
-        old.unlink()
+        if today not in old.name:
+            old.unlink()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as working:
         new = Path(working) / "root.tar"
@@ -244,6 +259,7 @@ def debian_archive(name: str, packages: Sequence[str], log: IO[bytes]) -> Path:
                 f"--include={','.join(packages)}",
                 "--dpkgopt=force-unsafe-io",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+                *([f"--customize-hook={hook}"] if hook else []),
                 _suite(),
                 str(new),
                 *map(str, sources),

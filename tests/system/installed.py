@@ -11,6 +11,7 @@ import pytest
 
 from tests.waiting import wait_for
 
+from .guest import Guest
 from .nspawn import Machine
 
 #: For every module of tests that boots a machine.
@@ -20,6 +21,9 @@ MARKS = [
     pytest.mark.skipif("CORAL_REEF_FRESH_DEBIAN" in os.environ, reason="namespaces in namespaces"),
     pytest.mark.skipif(os.geteuid() != 0, reason="systemd-nspawn is root's"),
 ]
+
+#: The same for the virtual machine, which takes longer.
+VM_MARKS = [pytest.mark.timeout(1800) if mark.name == "timeout" else mark for mark in MARKS]
 
 SUPERVISOR, GATEWAY, SOCKET, TARGET = (
     "coral-reef.service",
@@ -59,15 +63,15 @@ def enable(machine: Machine) -> None:
     wait_until_ready(machine)
 
 
-def wait_until_ready(machine: Machine) -> None:
+def wait_until_ready(machine: Guest) -> None:
     def ready() -> bool:
         done = machine.run("coral-reef", "status", "--json", check=False)
         return done.returncode == 0 and bool(json.loads(done.stdout)["ready"])
 
-    wait_for("a worker is ready", ready, within_s=SERVED_AGAIN_WITHIN_S)
+    wait_for("a worker is ready", ready, within_s=SERVED_AGAIN_WITHIN_S * machine.slowness)
 
 
-def served(machine: Machine) -> dict[str, Any]:
+def served(machine: Guest) -> dict[str, Any]:
     """A whole reply through the gateway."""
     status, _, body = machine.python(CHAT).partition(" ")
     assert status == "200", body

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.waiting import wait_for
+from tests.waiting import running, wait_for
 
 from .booted import ROOT
 from .fresh_debian import cache_folder, debian_archive
+from .guest import COMMAND_TIMEOUT_S, HOME, LOGIN, Guest, become
 
 #: Besides what the variant `minbase` has. NetworkManager's actions are asked for by the supervisor.
 PACKAGES = (
@@ -53,15 +54,11 @@ MASKED = (
     "fstrim.timer",
 )
 
-#: The virtual environment of the installed appliance.
-HOME = Path("/usr/lib/coral-reef")
-
 INSTALL_TIMEOUT_S = 900.0
 BOOT_TIMEOUT_S = 120.0
-COMMAND_TIMEOUT_S = 120.0
 
 
-class Machine:
+class Machine(Guest):
     """A running one. Process ids are this machine's, unless said otherwise."""
 
     def __init__(self, name: str, init: int, console: Path) -> None:
@@ -72,18 +69,20 @@ class Machine:
         """Its files, as this machine sees them."""
         return Path(f"/proc/{self._init}/root")
 
+    @property
+    def running(self) -> bool:
+        """Whether its first process is there, and the same as ever: a machine that was restarted has another."""
+        return running(self._init)
+
     def command(self, *words: str | Path, user: str = "") -> list[str]:
         """What runs `words` in it as somebody who has just logged in."""
-        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         enter = ["nsenter", f"--target={self._init}", "--all"]
-        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
-        login = ["env", "-i", path, "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SYSTEMD_PAGER=cat"]
-        return [*enter, *login, *become, *map(str, words)]
+        return [*enter, "env", "-i", *LOGIN, *become(user), *map(str, words)]
 
     def run(
         self, *words: str | Path, user: str = "", check: bool = True, timeout_s: float = COMMAND_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end; AssertionError with all that it said when it fails and `check` is set."""
+        """As `Guest.run`; an error also shows the end of the journal."""
         done = subprocess.run(
             self.command(*words, user=user),
             stdin=subprocess.DEVNULL,
@@ -96,26 +95,6 @@ class Machine:
             f"{words} ended with {done.returncode}:\n{done.stdout}{done.stderr}\n{self.journal(60)}"
         )
         return done
-
-    def out(self, *words: str | Path, user: str = "") -> str:
-        """What a command that succeeds prints."""
-        return self.run(*words, user=user).stdout.strip()
-
-    def python(self, code: str, *arguments: str, user: str = "") -> str:
-        """What a program prints that the appliance's own Python runs in it."""
-        return self.out(HOME / "bin/python", "-P", "-c", code, *arguments, user=user)
-
-    def show(self, unit: str, name: str) -> str:
-        """A property of a unit."""
-        return self.out("systemctl", "show", "--value", f"--property={name}", unit)
-
-    def journal(self, lines: int | str = "all", *options: str) -> str:
-        """The end of its journal."""
-        words = ["journalctl", "--no-pager", f"--lines={lines}", *options]
-        done = subprocess.run(
-            self.command(*words), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
-        )
-        return done.stdout + done.stderr
 
     def processes(self) -> dict[int, str]:
         """Every living process in it, by this machine's process ids, with its command line."""
@@ -131,15 +110,6 @@ class Machine:
             except OSError:
                 continue
             found[int(entry.name)] = line.strip()
-        return found
-
-    def ours(self) -> dict[int, str]:
-        """The appliance's processes."""
-        return {pid: line for pid, line in self.processes().items() if line.startswith("coral-reef: ")}
-
-    def pid(self, title: str) -> int:
-        """The one process titled `coral-reef: TITLE...`."""
-        (found,) = [pid for pid, line in self.ours().items() if line.startswith(f"coral-reef: {title}")]
         return found
 
 
@@ -158,11 +128,23 @@ class Root:
         """What runs `words` on this machine, with the root in sight."""
         return ["nsenter", f"--target={self.keeper}", "--mount", *map(str, words)]
 
+    @property
+    def tree(self) -> Path:
+        """The same folder, as this process sees it."""
+        return Path(f"/proc/{self.keeper}/root") / self.folder.relative_to("/")
+
 
 @contextmanager
-def installed_root(log: IO[bytes]) -> Iterator[Root]:
-    """One that lasts as long as the context."""
-    archive = debian_archive("nspawn", PACKAGES, log)
+def nspawn_root(log: IO[bytes]) -> Iterator[Root]:
+    """The one for `booted_machine`, as long as the context lasts."""
+    with installed_root(debian_archive("nspawn", PACKAGES, log), log) as root:
+        (root.tree / "etc/systemd/system/multi-user.target.wants/NetworkManager.service").unlink()
+        yield root
+
+
+@contextmanager
+def installed_root(archive: Path, log: IO[bytes]) -> Iterator[Root]:
+    """One from this archive of a Debian, as long as the context lasts."""
     folder = Path(tempfile.mkdtemp(prefix="reef-root.", dir="/tmp"))
     script = f"""
         set -eu
@@ -170,7 +152,6 @@ def installed_root(log: IO[bytes]) -> Iterator[Root]:
         cd {folder}
         tar --numeric-owner -xf {archive}
         for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
-        rm -f etc/systemd/system/multi-user.target.wants/NetworkManager.service
         echo machine >etc/hostname
         mkdir -p /run/systemd
         mount -t tmpfs -o mode=755 tmpfs /run/systemd

@@ -17,6 +17,7 @@ import pytest
 
 from tests.waiting import wait_for, wait_until_gone
 
+from .guest import HOME
 from .installed import (
     GATEWAY,
     MARKS,
@@ -32,7 +33,7 @@ from .installed import (
     status_of,
     wait_until_ready,
 )
-from .nspawn import HOME, Machine
+from .nspawn import Machine
 
 pytestmark = MARKS
 
@@ -104,12 +105,13 @@ def test_the_installed_tree(machine: Machine) -> None:
 def test_users_and_folders(machine: Machine) -> None:
     groups = {
         user: [user, *sorted({*machine.out("id", "--name", "--groups", user).split()} - {user})]
-        for user in ("coral-reef", "coral-worker", "coral-gateway")
+        for user in ("coral-reef", "coral-worker", "coral-gateway", "coral-console")
     }
     assert groups == {
         "coral-reef": ["coral-reef", "apex", "plugdev"],
         "coral-worker": ["coral-worker", "apex", "plugdev"],
         "coral-gateway": ["coral-gateway", "coral-reef"],
+        "coral-console": ["coral-console", "coral-reef"],
     }
     folders = (
         "/etc/coral-reef",

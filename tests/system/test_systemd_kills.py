@@ -16,8 +16,9 @@ import pytest
 
 from tests.waiting import wait_for, wait_until_gone
 
+from .guest import HOME
 from .installed import MARKS, enable
-from .nspawn import HOME, Machine
+from .nspawn import Machine
 
 pytestmark = MARKS
 

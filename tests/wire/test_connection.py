@@ -148,7 +148,7 @@ async def test_a_slow_reader_shows_as_backlog() -> None:
 
 async def test_ourselves_are_a_peer() -> None:
     async with pair() as (left, right):
-        assert left.check_peer() == right.check_peer() == os.getpid()
+        assert left.check_peer() == right.check_peer() == (os.getpid(), os.geteuid(), os.getegid())
 
 
 async def test_a_stranger_is_no_peer(monkeypatch: pytest.MonkeyPatch) -> None:

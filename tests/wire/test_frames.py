@@ -15,9 +15,23 @@ from msgspec import inspect
 from appliance.wire import messages
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import FRAME_LIMIT_BYTES, Decoder, encode
-from appliance.wire.messages import Generate, Hello, Message, Sampling, Tokens, ToSupervisor, Turn
+from appliance.wire.messages import (
+    Confidential,
+    Generate,
+    Hello,
+    Login,
+    Message,
+    Sampling,
+    Tokens,
+    ToSupervisor,
+    Turn,
+)
 
-KINDS = [kind for kind in Message.__subclasses__() if kind.__module__ == messages.__name__]
+KINDS = [
+    kind
+    for kind in (*Message.__subclasses__(), *Confidential.__subclasses__())
+    if kind.__module__ == messages.__name__ and kind is not Confidential
+]
 ANYTHING: Any = KINDS[0]
 for _kind in KINDS[1:]:
     ANYTHING = ANYTHING | _kind
@@ -43,8 +57,10 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
             )
         case inspect.StrType(min_length=low, max_length=high):
             return st.text(st.characters(codec="utf-8"), min_size=low or 0, max_size=min(high or 20, 20))
-        case inspect.BytesType(max_length=high):
-            return st.binary(max_size=min(high or 20, 20))
+        case inspect.LiteralType(values=choices):
+            return st.sampled_from(choices)
+        case inspect.BytesType(min_length=low, max_length=high):
+            return st.binary(min_size=low or 0, max_size=min(high or 20, max(low or 0, 20)))
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(values(key), values(value), max_size=4)
         case inspect.IntType(ge=low, le=high):
@@ -206,3 +222,23 @@ def test_unknown_fields_are_left_out() -> None:
     """A newer peer of the same version may say more."""
     body = msgspec.msgpack.encode({"type": "Hello", "version": 1, "name": "n", "more": [1, {"a": 2}]})
     assert Decoder[Message](ToSupervisor).feed(frame(body)) == [Hello(version=1, name="n")]
+
+
+@pytest.mark.parametrize("kind", Confidential.__subclasses__(), ids=lambda kind: str(kind.__name__))
+def test_nobody_sees_a_secret_by_accident(kind: type[Message]) -> None:
+    fields = {field.name: "zehn-geheim" for field in msgspec.structs.fields(kind)}
+    message = kind(**fields)
+    seen = f"{message} {message!r} {[message]} {message.__rich_repr__()}"
+    assert "geheim" not in seen
+    assert kind.__name__ in seen
+
+
+def test_a_refused_login_quotes_no_password() -> None:
+    good = Login(request_id="a", name="n", password="zehn-geheim", line="ttyGS0", usb=True)
+    fields = msgspec.to_builtins(good) | {"line": "../" * 100}
+    with pytest.raises(FrameError) as caught:
+        Decoder[Message](ToSupervisor).feed(frame(msgspec.msgpack.encode(fields)))
+    fields = msgspec.to_builtins(good) | {"password": "zehn-geheim" * 100}
+    with pytest.raises(FrameError) as too_long:
+        Decoder[Message](ToSupervisor).feed(frame(msgspec.msgpack.encode(fields)))
+    assert "geheim" not in f"{caught.value} {too_long.value}"

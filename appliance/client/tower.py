@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.text import Text
 
 from appliance.wire.messages import Hotplug, Status, Tpu, TpuRole, TpuState, Tray
@@ -43,23 +42,21 @@ ROLES: dict[TpuRole, str] = {
 ROW = 16
 
 
-def print_tower(status: Status) -> None:
-    """Draws all trays, the highest on top, with a legend of what is to be seen."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+def tower_parts(status: Status) -> Iterator[str | Text]:
+    """All trays, the highest on top, with a legend of what is to be seen."""
     if status.trays:
         names = max(len(tray.name) for tray in status.trays)
         columns = min(ROW, max(tray.slots for tray in status.trays))
         edge = " " * (names + 1)
-        console.print(Text(f"{edge}╭{'─' * (3 * columns + 2)}╮", "dim"))
+        yield Text(f"{edge}╭{'─' * (3 * columns + 2)}╮", "dim")
         for number, tray in enumerate(reversed(status.trays)):
             if number:
-                console.print(Text(f"{edge}├{'─' * (3 * columns + 2)}┤", "dim"))
-            for row in _tray(tray, status.tpus, names, columns):
-                console.print(row, soft_wrap=True)
-        console.print(Text(f"{edge}╰{'─' * (3 * columns + 2)}╯", "dim"))
-        console.print(_legend(status), soft_wrap=True)
+                yield Text(f"{edge}├{'─' * (3 * columns + 2)}┤", "dim")
+            yield from _tray(tray, status.tpus, names, columns)
+        yield Text(f"{edge}╰{'─' * (3 * columns + 2)}╯", "dim")
+        yield _legend(status)
     if status.hotplug is Hotplug.POLLED:
-        console.print("No udev runs here: what is plugged in or out is noticed within some seconds.")
+        yield "No udev runs here: what is plugged in or out is noticed within some seconds."
 
 
 def _tray(tray: Tray, tpus: list[Tpu], names: int, columns: int) -> list[Text]:

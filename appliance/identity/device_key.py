@@ -1,0 +1,81 @@
+"""The appliance's own key pair (Ed25519), by which others recognise it: made once, and never changed afterwards.
+
+The file belongs to root; a service that has to sign gets it by systemd's LoadCredential=.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.files import create_secret
+
+from .errors import DeviceKeyError
+
+#: RFC 8032: the private key, from which everything else follows.
+SEED_BYTES = 32
+
+_HEX_SEED = re.compile(rb"[0-9a-f]{%d}\n?" % (2 * SEED_BYTES))
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """`seed` and `public` are 32 bytes each."""
+
+    seed: bytes = field(repr=False)
+    public: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """`SHA256:` and 43 characters, in the manner of OpenSSH: SHA-256 of the 32 bytes of the public key, in Base64 without
+        padding."""
+        digest = base64.b64encode(hashlib.sha256(self.public).digest()).decode("ascii")
+        return f"SHA256:{digest.rstrip('=')}"
+
+
+def device_key(path: Path) -> DeviceKey:
+    """The key in the file `path`, made now when there is none. DeviceKeyError when it is unreadable, open to others, or
+    malformed: a new one in its place would make a stranger of the appliance. OSError when it cannot be made."""
+    if not path.exists():
+        create_secret(path, secrets.token_bytes(SEED_BYTES).hex().encode() + b"\n")
+    return _from_seed(_read(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Without O_NONBLOCK a FIFO in its place would hold us up forever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise DeviceKeyError(
+            f"The appliance's key {path} cannot be opened: {error.strerror}",
+            remedy=f"Make {path} readable for root, and for nobody else",
+        ) from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        content = os.read(descriptor, 2 * SEED_BYTES + 2) if stat.S_ISREG(mode) else b""
+    finally:
+        os.close(descriptor)
+    if stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DeviceKeyError(
+            f"The appliance's key {path} is open to other users (mode {stat.S_IMODE(mode):04o})",
+            remedy=f"Run `chmod 600 {path}`, and consider who may have read it",
+        )
+    if not _HEX_SEED.fullmatch(content):
+        raise DeviceKeyError(
+            f"The appliance's key {path} does not hold {2 * SEED_BYTES} hexadecimal digits",
+            remedy=f"Restore {path} from a backup, or delete it to become another appliance",
+        )
+    return bytes.fromhex(content.decode("ascii"))
+
+
+def _from_seed(seed: bytes) -> DeviceKey:
+    import libnacl  # late: it loads a C library that nobody else needs
+
+    public, _ = libnacl.crypto_sign_seed_keypair(seed)
+    return DeviceKey(seed, public)
