@@ -97,6 +97,8 @@ class TensorWorker:
             data = os.read(self._pipe, 65_536)
         except BlockingIOError:
             return
+        except ConnectionError:  # it closed its end without having heard everything
+            data = b""
         if not data:  # it is gone, and the kernel is about to end us
             self._loop.remove_reader(self._pipe)
             return
@@ -108,7 +110,7 @@ class TensorWorker:
         self._loop.call_soon_threadsafe(self._tell, TpuReport(id=tpu, step=step, detail=detail))
 
     def _tell(self, message: Message) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a supervisor that is stopped or gone
+        with contextlib.suppress(BlockingIOError, ConnectionError):  # a supervisor that is stopped or gone
             os.write(self._pipe, encode(message))
 
     async def _pulse(self) -> None:

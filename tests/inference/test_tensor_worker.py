@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import socket
 import tempfile
@@ -216,12 +217,17 @@ async def test_who_leaves_is_forgotten(stand_in: StandIn) -> None:
         assert isinstance(await served.ask(invoke()), Invoked)
 
 
-async def test_the_supervisors_end_of_the_pipe_is_gone() -> None:
+@pytest.mark.parametrize("heard", [True, False], ids=["heard all", "heard nothing"])
+async def test_the_supervisors_end_of_the_pipe_is_gone(heard: bool, caplog: pytest.LogCaptureFixture) -> None:
     async with serving("cpu") as served:
-        served.pipe.close()
+        await look_until("it speaks", lambda: select.select([served.pipe], [], [], 0)[0])
+        if heard:
+            served.heard()
+        served.pipe.close()  # with words in it that nobody read, the other end's next read fails
         assert isinstance(await served.ask(invoke()), Invoked)
         served.worker._report("pci-0", TpuStep.OPEN)
         assert isinstance(await served.ask(invoke()), Invoked)
+    assert "Exception" not in caplog.text
 
 
 def test_a_pipe_that_nobody_reads_holds_up_nobody() -> None:
