@@ -271,18 +271,25 @@ class TpuDevice(Device):
     ) -> None:
         """`before` is the thread that had the TPU last."""
         super().__init__(engine, tpu.id, engine.invocations)
-        self._tpu, self._report, self._before = tpu, report, before
-        kinds = ROLES[tpu.role]
-        self.share = tpu.share
-        self.prefers = frozenset(
-            each.model.name for each in engine.models.values() if each.model.kind in kinds
-        )
-        self.reserve = tpu.role is TpuRole.RESERVE
+        self._report, self._before = report, before
+        self.give(tpu)
         self.memory_bytes = TPU_MEMORY_BYTES
         self.runtime: Runtime | None = None
         self.found: Found | None = None
         #: As long as one interpreter is there, the library keeps the TPU open: to open it again would reset its port.
         self._first: Runner | None = None
+
+    def give(self, tpu: TpuShare) -> None:
+        """What of its time it may use, and what for. Under the engine's lock."""
+        self._tpu, self.share = tpu, tpu.share
+        kinds = ROLES[tpu.role]
+        models = (each.model for each in self.engine.models.values())
+        self.prefers = frozenset(model.name for model in models if model.kind in kinds)
+        self.reserve = tpu.role is TpuRole.RESERVE
+        if self.name in self.pool.devices:
+            self.pool.set_share(self.name, self.share)
+            self.pool.set_role(self.name, prefers=self.prefers, reserve=self.reserve)
+            self.wake.notify()
 
     def open(self) -> None:
         """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
@@ -407,11 +414,8 @@ class TensorEngine:
                 device = self._devices.get(name)
                 if device is None:
                     new.append(TpuDevice(self, tpu, self._report, self._closed.pop(name, None)))
-                elif device.share != tpu.share:
-                    device.share = tpu.share
-                    if name in device.pool.devices:
-                        device.pool.set_share(name, tpu.share)
-                        device.wake.notify()
+                elif isinstance(device, TpuDevice):
+                    device.give(tpu)
         for device in new:
             self._start(device)
 
