@@ -15,6 +15,7 @@ from appliance.wire.messages import Done, IssuedToken, IssueToken, Message, Stat
 from .control import Control
 from .editor import Editor, Helper, Interrupted, PlainEditor, Refused, editor_for
 from .errors import CommandFailed
+from .intake import LINE_LIMIT_BYTES
 from .terminal import Terminal
 
 T = TypeVar("T")
@@ -106,7 +107,8 @@ class Context:
     def refused(self, count: int, spoilt: bool) -> None:
         """More was pasted than is taken."""
         told = Refused(
-            f"[{count} bytes were refused: a line has at most 4096, and some lines at a time]", spoilt=spoilt
+            f"[{count} bytes were refused: a line has at most {LINE_LIMIT_BYTES}, and few come at a time]",
+            spoilt=spoilt,
         )
         if self._asking is None or not self._asking.refuse(told):
             self.say(f"\n{told}")

@@ -110,7 +110,12 @@ class FullEditor(Editor):
     async def _edit(self, prompt: str, before: str) -> str:
         with create_app_session(input=self.terminal.keyboard, output=self._output):
             return await self._session.prompt_async(
-                prompt, default=before, handle_sigint=False, set_exception_handler=False
+                prompt,
+                default=before,
+                # Before the first key, which may have been typed ahead: else an arrow finds nothing.
+                pre_run=self._session.default_buffer.load_history_if_not_yet_loaded,
+                handle_sigint=False,
+                set_exception_handler=False,
             )
 
     def _typed(self) -> str:
@@ -136,8 +141,9 @@ class _Completer(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> list[Completion]:
         before = document.text_before_cursor
-        begun = len(last_word(before))
-        return [Completion(each, start_position=-begun) for each in self._complete(before)]
+        begun, found = len(last_word(before)), self._complete(before)
+        end = " " if len(found) == 1 else ""
+        return [Completion(f"{each}{end}", start_position=-begun) for each in found]
 
 
 class PlainEditor(Editor):
@@ -182,6 +188,8 @@ class PlainEditor(Editor):
 
     def _read(self) -> None:
         keyboard = self.terminal.keyboard
+        if self._answer is None or self._answer.done():
+            return  # what comes now is for who asks next
         keys = keyboard.read_keys()
         for number, key in enumerate(keys):
             try:

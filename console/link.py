@@ -45,10 +45,10 @@ class UsbCable:
     def attached(self) -> bool:
         bound = self._bound_to()
         if bound is not None:
-            return bool(bound) and _read(self._controllers / bound / "state") == CONFIGURED
+            return bool(bound) and _in_use(self._controllers / bound)
         # No gadget of configfs has this line: one that was built otherwise, on whichever controller.
         try:
-            return any(_read(each / "state") == CONFIGURED for each in self._controllers.iterdir())
+            return any(map(_in_use, self._controllers.iterdir()))
         except OSError:
             return False
 
@@ -92,6 +92,13 @@ async def until(condition: Callable[[], bool]) -> None:
     """Returns when it holds."""
     while not condition():  # noqa: ASYNC110 (sysfs and a terminal tell nobody)
         await asyncio.sleep(LOOK_S)
+
+
+def _in_use(controller: Path) -> bool:
+    """Whether a running machine uses the gadget of this controller. Some controllers stay `configured` when the bus falls asleep;
+    then the gadget alone tells, as every composite one does (composite.c, `suspended`)."""
+    asleep = (controller / "device").glob("gadget*/suspended")
+    return _read(controller / "state") == CONFIGURED and all(_read(each) != "1" for each in asleep)
 
 
 def _read(path: Path) -> str | None:

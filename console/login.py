@@ -20,9 +20,10 @@ from .editor import Interrupted, PlainEditor
 from .errors import CommandFailed
 from .terminal import Terminal
 
-#: What a name and a password have at most: see `wire.messages`.
-NAME_LIMIT_CHARS = 64
+#: What a password has at most: see `wire.messages`.
 PASSWORD_LIMIT_CHARS = 1024
+
+NAMES = "Names have small letters, digits, '-' and '_'."
 
 #: Who has typed a name and then nothing more has gone.
 PATIENCE_S = 60.0
@@ -30,8 +31,11 @@ PATIENCE_S = 60.0
 #: Hashing takes 50 ms; others may be before one.
 LOGIN_TIMEOUT_S = 30.0
 
-#: How often a supervisor that does not run is looked for.
+#: How often a supervisor that does not run, or a line that cannot be opened, is tried again.
 RETRY_S = 1.0
+
+#: As `identity.users` has them: anything else is noise, or a slip of the keyboard.
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 #: A command to a modem, whole; then what may still become one. Names of users have no capitals (`identity.users`).
 _AT = re.compile(r"AT.*|at([+&%^$#*!\\/].*)?")
@@ -46,6 +50,11 @@ def is_probe(line: str) -> bool:
 def may_be_probe(begun: str) -> bool:
     """Whether a line that has begun so may become a probe: nothing of it is echoed."""
     return _AT_BEGUN.fullmatch(begun) is not None
+
+
+def cannot_be_asked(error: CommandFailed) -> str:
+    """What a person is told who waits for the supervisor."""
+    return f"The appliance cannot be asked now: {error}"
 
 
 class Door:
@@ -66,7 +75,7 @@ class Door:
                     return found
             except CommandFailed as error:
                 if not self._complained:
-                    self._terminal.say(f"The appliance cannot be asked now: {error}")
+                    self._terminal.say(cannot_be_asked(error))
                     self._complained = True
                 await asyncio.sleep(RETRY_S)
 
@@ -100,7 +109,7 @@ class Door:
             return None
         self._terminal.say(
             "Nobody can log in yet. Because you hold the tower's own cable, you may choose name and\n"
-            "password of its administrator now. Names have small letters, digits, '-' and '_'."
+            f"password of its administrator now. {NAMES}"
         )
         name = await self._name("Name of the administrator: ")
         if not name:
@@ -136,7 +145,13 @@ class Door:
         """The name; empty where there is none in the line, or a program has spoken. As long as nothing is typed, it waits."""
         editor = PlainEditor(self._terminal, held=may_be_probe)
         line = (await self._edit(editor, prompt, patience_s=None)).strip()
-        return "" if is_probe(line) or len(line) > NAME_LIMIT_CHARS else line
+        if is_probe(line):
+            return ""
+        if _NAME.fullmatch(line):
+            return line
+        if line and line.isascii():
+            self._terminal.say(NAMES)
+        return ""
 
     async def _secret(self, prompt: str) -> str:
         editor = PlainEditor(self._terminal, hidden=True)

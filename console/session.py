@@ -20,7 +20,7 @@ from .errors import CommandFailed, LineLost
 from .keyboard import Keyboard
 from .line import Line
 from .link import LOOK_S, Cable, is_usb, until
-from .login import Door
+from .login import RETRY_S, Door, cannot_be_asked
 from .shell import Shell
 from .terminal import Terminal
 
@@ -97,11 +97,15 @@ class Visit:
         if self._login:
             door = Door(self._paths, terminal, self._name, usb=is_usb(self._name), asking=self._asking)
             return await door.pass_through()
+        complained = False
         while True:
             try:
                 return await Control.connected(self._paths), Person(getpass.getuser(), "admin")
-            except CommandFailed:
-                await asyncio.sleep(LOOK_S)
+            except CommandFailed as error:
+                if not complained:
+                    terminal.say(cannot_be_asked(error))
+                complained = True
+                await asyncio.sleep(RETRY_S)
 
     async def _at_work(self, terminal: Terminal, control: Control, person: Person) -> None:
         """From login to logout. Whoever is logged in is so on the connection: the session ends with it."""
@@ -156,10 +160,15 @@ async def _answer(future: asyncio.Future[str]) -> str:
 
 async def visits(visit: Callable[[], Visit], cable: Cable, name: str) -> None:
     """One after the other, for ever."""
+    complaint = ""
     while True:
         await until(cable.attached)
         try:
             log.info("%s: free again: %s", name, await visit().run())
+            complaint = ""
         except LineLost as error:
-            log.warning("%s: %s", name, error)
+            if str(error) != complaint:
+                log.warning("%s: %s", name, error)
+            complaint = str(error)
+            await asyncio.sleep(RETRY_S)
         await asyncio.sleep(LOOK_S)

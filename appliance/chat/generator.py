@@ -18,9 +18,12 @@ class Generation(Protocol):
         sampling: Sampling,
         on_text: Callable[[str], None],
         on_progress: Callable[[int, int], None],
+        *,
+        whole: bool,
     ) -> Finished:
         """Writes the reply, calling `on_text` with each piece and, while a long prompt is read, `on_progress` with the tokens
-        that were read and their total. GenerationFailed when the worker dies or gives up."""
+        that were read and their total. With `whole`, nobody reads along, and pieces may be larger and later. GenerationFailed
+        when the worker dies or gives up."""
         ...
 
     def cancel(self) -> None:

@@ -31,7 +31,10 @@ HISTORY_LIMIT_BYTES = 384 * 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's."""
+    """What a client wants answered. Without a session a new one is begun, without a model it is the default one's.
+
+    `whole`: nobody reads along, the reply is wanted when it is complete. `feeling`: what it expresses is wanted too.
+    """
 
     persona_id: str
     message: str
@@ -39,6 +42,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     model: str = ""
     adapter: str = ""
+    whole: bool = False
+    feeling: bool = True
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -292,14 +297,13 @@ class Chat:
                 adapter=question.adapter,
                 on_queued=reply.queued,
             ) as generation:
-                history = await self._store.recent(reply.session.id, self._history_messages)
                 turns = [
                     Turn("system", persona.system),
-                    *newest(history, HISTORY_LIMIT_BYTES),
+                    *await self._history(question),
                     Turn("user", question.message),
                 ]
                 reply.writing(generation)
-                finished = await self._generate(generation, turns, question.sampling, reply)
+                finished = await self._generate(generation, turns, question, reply)
                 await _to_its_end(self._conclude(reply, question, finished, owner))
                 end = Done(finish_reason=finished.finish_reason, usage=finished.usage)
         except ChatError as error:
@@ -314,12 +318,20 @@ class Chat:
             reply.writing(None)
             reply.end(end)
 
+    async def _history(self, question: Question) -> list[Turn]:
+        """What was said before, as far as it is shown to the worker."""
+        if question.session_id is None:
+            return []  # as new as the session
+        said = await self._store.recent(question.session_id, self._history_messages)
+        return newest(said, HISTORY_LIMIT_BYTES)
+
     @staticmethod
     async def _generate(
-        generation: Generation, turns: list[Turn], sampling: Sampling, reply: Reply
+        generation: Generation, turns: list[Turn], question: Question, reply: Reply
     ) -> Finished:
         """Lets the worker write; cancelling this task ends the reply in good order, with what was said until then."""
-        running = asyncio.create_task(generation.run(turns, sampling, reply.feed, reply.progress))
+        writing = generation.run(turns, question.sampling, reply.feed, reply.progress, whole=question.whole)
+        running = asyncio.create_task(writing)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -328,7 +340,7 @@ class Chat:
 
     async def _conclude(self, reply: Reply, question: Question, finished: Finished, owner: str) -> None:
         """Stores the turn, and reads meanwhile what it expresses."""
-        if finished.finish_reason is FinishReason.CANCELLED:
+        if finished.finish_reason is FinishReason.CANCELLED or not question.feeling:
             await self._keep(reply, question, finished)
             return
         feeling = asyncio.create_task(self._feel(reply, owner), name=f"emotion of {reply.request_id}")

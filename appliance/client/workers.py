@@ -23,7 +23,9 @@ def workers_table(workers: list[WorkerStatus], *, columns: int = WIDE_COLUMNS) -
                 each.state,
                 f"{each.leases}/{each.slots}",
                 size(each.rss_bytes),
-                each.detail,
+                "; ".join(
+                    filter(None, (f"restarted {each.restarts} times" * bool(each.restarts), each.detail))
+                ),
             )
             for each in workers
         ]

@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from setproctitle import setproctitle
 from systemd import daemon
@@ -19,6 +20,7 @@ from appliance.config.errors import ConfigError
 from appliance.config.load import Settings, load
 from appliance.identity.admin_key import ensure_admin_key
 from appliance.identity.errors import IdentityError
+from appliance.network.direct_mode import DirectMode
 from appliance.paths import Paths
 from appliance.process import available_cores, die_with_parent, watchdog_period_s
 from appliance.storage.database import Database
@@ -139,6 +141,7 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
 def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     """systemd holds the sockets; tells the owner when network.yaml says otherwise."""
     ports = {each.getsockname()[1] for each in listeners if each.family != socket.AF_UNIX}
+    hosts = {ip_address(each.getsockname()[0]) for each in listeners if each.family != socket.AF_UNIX}
     port = settings.network.api.port
     if ports and port not in ports:
         log.warning(
@@ -146,6 +149,17 @@ def _compare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
             "change it with `systemctl edit coral-reef-gateway.socket`",
             port,
             ", ".join(map(str, sorted(ports))),
+        )
+    link = DirectMode.of(settings.network)
+    if (
+        hosts
+        and link is not None
+        and not any(each == link.address.ip or each.is_unspecified for each in hosts)
+    ):
+        log.warning(
+            "network.yaml gives the USB link the address %s, where coral-reef-gateway.socket does not listen; "
+            "change it with `systemctl edit coral-reef-gateway.socket`",
+            link.address,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ from .session_tokens import SessionTokens
 
 #: The subprotocol that the server selects and echoes; the key travels beside it as `bearer.KEY` and is never echoed.
 SUBPROTOCOL = "coral-reef"
+
+#: Names, in small letters, and values, as ASGI has them.
+Headers = Iterable[tuple[bytes, bytes]]
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
@@ -51,7 +55,9 @@ class Authentication(AbstractAuthenticationMiddleware):
     async def authenticate_request(
         self, connection: ASGIConnection[Any, Any, Any, Any]
     ) -> AuthenticationResult:
-        key = bearer_key(connection)
+        key = bearer_key(
+            connection.scope["headers"], websocket=connection.scope["type"] == ScopeType.WEBSOCKET
+        )
         state = connection.app.state
         keys: ApiKeys = state.api_keys
         store: AsyncStore = state.store_thread
@@ -71,14 +77,22 @@ class Authentication(AbstractAuthenticationMiddleware):
         return AuthenticationResult(user=caller, auth=None)
 
 
-def bearer_key(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+def bearer_key(headers: Headers, *, websocket: bool = False) -> str | None:
     """The key that a request carries, if it carries one."""
-    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    scheme, _, key = first_header(headers, b"authorization").partition(" ")
     if scheme.lower() == "bearer" and key:
         return key.strip()
-    if connection.scope["type"] == ScopeType.WEBSOCKET:
-        for offered in connection.headers.get("sec-websocket-protocol", "").split(","):
+    if websocket:
+        for offered in first_header(headers, b"sec-websocket-protocol").split(","):
             name, _, key = offered.strip().partition(".")
             if name == "bearer" and key:
                 return key
     return None
+
+
+def first_header(headers: Headers, name: bytes) -> str:
+    """The first one of this name, in small letters; empty when there is none."""
+    for each, value in headers:
+        if each == name:
+            return value.decode("latin-1")
+    return ""

@@ -24,6 +24,9 @@ from .links import WORKER_LOST, SupervisorLink, WorkerLink, WorkerLinks
 PLACE_ATTEMPTS = 5
 PLACE_PAUSE_S = 0.1
 
+#: A reply that nobody reads along comes in pieces of so long, for each wakes this process. What a cancelled one says is not less.
+WHOLE_PAUSE_S = 1.0
+
 
 class LeasedGeneration:
     """A place on a worker, held by a lease."""
@@ -42,10 +45,16 @@ class LeasedGeneration:
         sampling: Sampling,
         on_text: Callable[[str], None],
         on_progress: Callable[[int, int], None],
+        *,
+        whole: bool = False,
     ) -> Finished:
         """Writes the reply. A worker that dies before its first word is replaced; nobody has heard of it."""
         request = Generate(
-            request_id=self._request_id, turns=list(turns), sampling=sampling, adapter=self._adapter
+            request_id=self._request_id,
+            turns=list(turns),
+            sampling=sampling,
+            adapter=self._adapter,
+            pause_s=WHOLE_PAUSE_S if whole else 0.0,
         )
         said = False
 

@@ -96,13 +96,13 @@ def _problem(status: int) -> dict[str, Any]:
     return {"description": MEANINGS[status], "content": {"application/problem+json": {"schema": schema}}}
 
 
-@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False, constant=True)
 def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """The OpenAPI 3.1 description, for programs."""
     return describe(request.app)
 
 
-@get(["/", "/docs"], include_in_schema=False, media_type=MediaType.HTML, sync_to_thread=False)
+@get(["/", "/docs"], include_in_schema=False, media_type=MediaType.HTML, sync_to_thread=False, constant=True)
 def docs(request: Request[Any, Any, Any]) -> str:
     """The same for people; whoever opens the bare address in a browser reads it too."""
     return page(describe(request.app))

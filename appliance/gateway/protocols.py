@@ -11,6 +11,7 @@ import logging
 import select
 from enum import Enum
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
@@ -19,6 +20,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from .joined import Joined
 from .problems import Problem
 from .websocket import ROUND_TRIP, STOPPING
 
@@ -144,6 +146,7 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = Joined(self.transport, self.loop)
         super()._start_asgi_task(cycle, app)
 
     def check(self, now: float) -> None:
@@ -196,7 +199,7 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
             self._deadline = self.loop.time() + HEAD_S
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + 4 * len(self.headers) + sum(map(len, chain.from_iterable(self.headers)))
         if size > HEAD_LIMIT_BYTES:
             self._stop_parsing(*_head_too_large())
         if len(self.pipeline) >= PIPELINE_LIMIT:

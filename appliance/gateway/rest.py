@@ -118,14 +118,19 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def question(data: ChatRequest, settings: ChatSettings) -> Question:
-    """A request with what it leaves out filled in from the configuration."""
+def question(
+    data: ChatRequest, settings: ChatSettings, *, whole: bool = False, feeling: bool = True
+) -> Question:
+    """A request with what it leaves out filled in from the configuration. `whole`: the client gets the reply in one piece;
+    `feeling`: it hears what the reply expresses."""
     return Question(
         persona_id=data.persona_id,
         message=data.message,
         session_id=data.session_id,
         model=data.model or "",
         adapter=data.adapter or "",
+        whole=whole,
+        feeling=feeling,
         sampling=Sampling(
             max_tokens=data.max_tokens or settings.max_tokens,
             temperature=settings.temperature if data.temperature is None else data.temperature,
@@ -163,7 +168,9 @@ async def chat(
     """Answers when the reply is complete and stored. A client that disconnects cancels it."""
     caller = request.user
     reply = await chat_service.reply(
-        question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
+        question(data, chat_settings, whole=True, feeling=False),
+        owner=caller.subject,
+        may_read_all=caller.may_read_all,
     )
     content: list[str] = []
     end: Done | None = None
@@ -279,7 +286,7 @@ async def forget(
     await conversations.delete(session_id)
 
 
-@get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"])
+@get("/api/v1/personas", summary="Who there is to talk to", tags=["chat"], constant=True)
 async def personas(chat_service: NamedDependency[Chat]) -> PersonaList:
     """The personas, in their order."""
     return PersonaList(

@@ -8,16 +8,17 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import uvicorn
 from litestar import Litestar
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
 from appliance.paths import Paths
 
 from .app import create_app
+from .constant import Constant
 from .protocols import KEEP_ALIVE_S, BoundedHttp, BoundedWebSocket, check_all
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,24 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._ready, self._app, self._drain_s = ready, app, drain_s
         self._checking: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._checking = asyncio.create_task(self._check_connections(), name="deadlines of connections")
             self._ready()
+
+    async def main_loop(self) -> None:
+        """Renews the date of responses once a second, until a signal; uvicorn looks for one ten times a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stop.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._stop.set()
 
     async def _check_connections(self) -> None:
         while True:
@@ -119,14 +132,8 @@ def make_server(
         # What it accepts inherits this.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT_BYTES)
 
-    async def head_as_get(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """HEAD is GET without the body, which uvicorn leaves out; the framework would answer 405."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await app(scope, receive, send)  # type: ignore[arg-type]
-
     config = uvicorn.Config(
-        head_as_get,
+        Constant(app),
         http=BoundedHttp,
         ws=BoundedWebSocket,
         ws_per_message_deflate=False,  # 10 us a token, for messages of some thirty bytes
@@ -136,6 +143,7 @@ def make_server(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(drain_s + CANCEL_S + END_S),
         limit_concurrency=appliance.gateway.connections_limit + 1,
+        proxy_headers=False,  # nobody says for whom he asks, and nothing here would use it
         lifespan="on",
         log_config=None,
         access_log=False,

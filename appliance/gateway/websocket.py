@@ -180,7 +180,9 @@ class _Session:
         caller = self._socket.user
         try:
             reply = await self._chat.reply(
-                question(payload, self._settings), owner=caller.subject, may_read_all=caller.may_read_all
+                question(payload, self._settings, whole=not payload.stream),
+                owner=caller.subject,
+                may_read_all=caller.may_read_all,
             )
         except ChatError as error:
             await self._send(of_error(error, None))

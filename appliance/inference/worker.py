@@ -67,7 +67,27 @@ class _Stream:
         self.connection = connection
         self.request = request
         self.cancelled = False
+        self._gathered: list[str] = []
+        self._say_at = 0.0
         self.progress_at = time.monotonic() + PROGRESS_AFTER_S
+
+    def gather(self, text: str) -> str:
+        """What is to be sent now that there is more text: with what was held back, or nothing yet."""
+        pause_s = self.request.pause_s
+        if not pause_s:
+            return text
+        self._gathered.append(text)
+        now = time.monotonic()
+        if now < self._say_at:
+            return ""
+        self._say_at = now + pause_s
+        return self.rest()
+
+    def rest(self) -> str:
+        """What was held back, if anything."""
+        text = "".join(self._gathered)
+        self._gathered.clear()
+        return text
 
 
 class Outbox:
@@ -197,15 +217,21 @@ class Worker:
                 stream.progress_at = now + PROGRESS_EVERY_S
                 self._outbox.put(stream, Progress(request_id=request_id, done=done, total=total))
 
+        def say(text: str) -> None:
+            if text := stream.gather(text):
+                self._outbox.put(stream, text)
+
         try:
             end = self._engine.generate(
                 stream.request,
-                lambda text: self._outbox.put(stream, text),
+                say,
                 lambda: stream.cancelled,
                 progress,
             )
         except InferenceError as error:
             end = failure(error.code, error, request_id)
+        if text := stream.rest():
+            self._outbox.put(stream, text)
         self._outbox.put(stream, end)
 
     def _ended(self, future: asyncio.Future[None], stream: _Stream, mine: dict[str, _Stream]) -> None:

@@ -84,7 +84,7 @@ _DELETE = delete(sessions).where(sessions.c.id == bindparam("session_id"))
 class Conversations:
     """What was said. Any thread may call it; asyncio does so through `AsyncStore`.
 
-    Every method may raise StorageError; what was acknowledged by returning survives a power cut.
+    Every method may raise StorageError; what was said and acknowledged by returning survives a power cut.
     """
 
     def __init__(self, database: Database, *, now_ms: Callable[[], int] = utc_now_ms) -> None:
@@ -92,7 +92,7 @@ class Conversations:
         self._now_ms = now_ms
 
     def create(self, owner: str, persona_id: str) -> Session:
-        """A new session without messages and without a title. UnstorableText."""
+        """A new session without messages and without a title; until its first turn, a power cut may forget it. UnstorableText."""
         now = self._now_ms()
         session = Session(
             # With a beginning of its own: one of 64 would begin with `-`, and be an option where a command takes it.
@@ -103,7 +103,8 @@ class Conversations:
             created_at=now,
             updated_at=now,
         )
-        with self._database.writing() as connection:
+        # To wait for the disk would be half of what a chat waits for it, and nothing was said yet.
+        with self._database.writing(synced=False) as connection:
             connection.execute(_CREATE, msgspec.structs.asdict(session))
         return session
 

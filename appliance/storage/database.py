@@ -33,6 +33,9 @@ POOL_CONNECTIONS = 4
 #: SQLCipher 4; no database is shorter.
 PAGE_BYTES = 4096
 
+#: In WAL mode, NORMAL loses the last commits in a power cut: an acknowledged turn must survive one.
+_SYNCED = "FULL"
+
 _PLAIN_HEADER = b"SQLite format 3\0"
 
 
@@ -83,11 +86,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that may write. On the disk when the block has ended; undone when it raises."""
+    def writing(self, *, synced: bool = True) -> Iterator[Connection]:
+        """A transaction that may write. On the disk when the block has ended; undone when it raises.
+
+        With `synced` off, a power cut may undo it until the next one that is synced; a process that dies does not.
+        """
         # IMMEDIATE takes the lock before the first read. A transaction that reads first and then asks for the
         # lock gets SQLITE_BUSY at once, busy timeout or not, when another process has written in between.
-        with self._transaction("IMMEDIATE") as connection:
+        with self._transaction("IMMEDIATE", synchronous=_SYNCED if synced else "NORMAL") as connection:
             yield connection
 
     def close(self) -> None:
@@ -104,10 +110,10 @@ class Database:
         return f"Database({str(self.path)!r})"
 
     @contextmanager
-    def _transaction(self, kind: str) -> Iterator[Connection]:
+    def _transaction(self, kind: str, **options: str) -> Iterator[Connection]:
         try:
             with self.engine.connect() as connection:
-                connection.execution_options(transaction_kind=kind)
+                connection.execution_options(transaction_kind=kind, **options)
                 with connection.begin():
                     yield connection
         except sqlalchemy.exc.DBAPIError as error:
@@ -143,8 +149,7 @@ def _engine(path: Path, key: bytes) -> Engine:
         connection.execute("PRAGMA cipher_log_level = NONE")  # else it writes to stderr; we raise
         connection.execute(pragma_key)
         connection.execute("PRAGMA foreign_keys = ON")
-        # In WAL mode, NORMAL loses the last commits in a power cut: an acknowledged turn must survive one.
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {_SYNCED}")
         return connection
 
     engine = sqlalchemy.create_engine(
@@ -158,7 +163,12 @@ def _engine(path: Path, key: bytes) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        kind = connection.get_execution_options().get("transaction_kind", "IMMEDIATE")
-        connection.exec_driver_sql(f"BEGIN {kind}")
+        options = connection.get_execution_options()
+        is_set = connection.info.setdefault("synchronous", _SYNCED)
+        wanted = options.get("synchronous", is_set)
+        if wanted != is_set:  # cannot be changed in a transaction
+            connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+            connection.info["synchronous"] = wanted
+        connection.exec_driver_sql(f"BEGIN {options.get('transaction_kind', 'IMMEDIATE')}")
 
     return engine

@@ -318,21 +318,31 @@ class ControlSocket:
                 if subscriber := self._subscribers.pop(peer, None):
                     subscriber.close()
                 self._subscribers[peer] = Subscriber(peer, frozenset(topics))
-            case Reload(request_id=request_id):
-                self._carry_out(peer, request_id, self._orders.reload())
-            case WorkerRestart(request_id=request_id, name=name):
-                self._carry_out(peer, request_id, self._orders.restart_worker(name))
-            case RepairFix(request_id=request_id, id=repair_id):
-                self._carry_out(peer, request_id, self._orders.fix(repair_id))
-            case TpuReset(request_id=request_id, id=tpu_id):
-                self._carry_out(peer, request_id, self._orders.reset_tpu(tpu_id))
-            case TpuQuarantine(request_id=request_id, id=tpu_id):
-                self._carry_out(peer, request_id, self._orders.quarantine_tpu(tpu_id))
-            case ModelLoad(request_id=request_id):
-                order = self._orders.load_model(message, lambda progress: self._tell(peer, progress))
-                self._carry_out(peer, request_id, order)
+            case Reload() | WorkerRestart() | RepairFix() | TpuReset() | TpuQuarantine() | ModelLoad():
+                self._carry_out(peer, message.request_id, self._order(peer, session, message))
             case _:
                 raise BadMessage(f"{type(message).__name__} is nothing that the supervisor takes")
+
+    async def _order(
+        self,
+        peer: Connection[Message],
+        session: Session,
+        message: Reload | WorkerRestart | RepairFix | TpuReset | TpuQuarantine | ModelLoad,
+    ) -> str | Message:
+        session.require_admin()
+        match message:
+            case Reload():
+                return await self._orders.reload()
+            case WorkerRestart(name=name):
+                return await self._orders.restart_worker(name)
+            case RepairFix(id=repair_id):
+                return await self._orders.fix(repair_id)
+            case TpuReset(id=tpu_id):
+                return await self._orders.reset_tpu(tpu_id)
+            case TpuQuarantine(id=tpu_id):
+                return await self._orders.quarantine_tpu(tpu_id)
+            case ModelLoad():
+                return await self._orders.load_model(message, lambda progress: self._tell(peer, progress))
 
     def _lease_invocations(self, peer: Connection[Message], message: InvokeLease) -> None:
         try:

@@ -117,6 +117,13 @@ class Session:
             return self.user is not None and self.user.role is Role.ADMIN
         return self.standing is not Standing.GATEWAY
 
+    def require_admin(self) -> None:
+        """Denied unless it may do what administrators may."""
+        if not self.administers:
+            raise Denied(
+                "only an administrator may do that" if self.user else "log in as an administrator first"
+            )
+
 
 class Logins:
     """`power` carries a wish to systemd; `unreadable(why)` hears whether the file of users can be read, `why` empty when it can;
@@ -168,12 +175,10 @@ class Logins:
             return self._check_token(message)
         if session.standing is Standing.GATEWAY:
             raise Denied("a gateway has nothing to do with users and power")
-        console = (
-            session.standing is Standing.CONSOLE
-        )  # one that was taken over must not keep administrators out
-        if session.questions >= QUESTIONS_LIMIT or (
-            console and self._console_questions >= CONSOLE_QUESTIONS_LIMIT
-        ):
+        # A console that was taken over must not keep administrators out.
+        console = session.standing is Standing.CONSOLE
+        many = console and self._console_questions >= CONSOLE_QUESTIONS_LIMIT
+        if many or session.questions >= QUESTIONS_LIMIT:
             raise Busy
         session.questions += 1
         self._console_questions += console
@@ -198,30 +203,30 @@ class Logins:
             case IssueToken():
                 return await self._issue_token(session, message)
             case UserList():
-                self._require_admin(session)
+                session.require_admin()
                 return Users(
                     request_id=message.request_id,
                     users=[_local_user(user) for user in await self._in_thread(self._users.all)],
                 )
             case UserAdd():
-                self._require_admin(session)
+                session.require_admin()
                 user = await self._in_thread(
                     self._users.add, message.name, message.password, Role(message.role)
                 )
                 return f"{user.name} may log in, as {user.role}"
             case UserPassword():
                 if session.user is None or session.user.name != message.name:
-                    self._require_admin(session)
+                    session.require_admin()
                 await self._in_thread(self._users.set_password, message.name, message.password)
                 self._end_sessions(message.name, but=session)
                 return f"{message.name} has another password"
             case UserRemove():
-                self._require_admin(session)
+                session.require_admin()
                 await self._in_thread(self._users.remove, message.name)
                 self._end_sessions(message.name)
                 return f"{message.name} is removed"
             case Power():
-                self._require_admin(session)
+                session.require_admin()
                 return await self._power(message.action)
         raise AssertionError(message)
 
@@ -301,12 +306,6 @@ class Logins:
             self._ended()
 
     # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _require_admin(self, session: Session) -> None:
-        if not session.administers:
-            raise Denied(
-                "only an administrator may do that" if session.user else "log in as an administrator first"
-            )
 
     def _end_sessions(self, name: str, *, but: Session | None = None) -> None:
         """Ends what a user has going on, after the answer that is under way."""

@@ -147,8 +147,9 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.USB_DIRECT_MODE: Sort(
         Severity.ERROR,
-        "Install what is missing ('make install' names the packages), or switch direct mode off ('enabled: false' at "
-        "the USB port in network.yaml); then 'systemctl restart coral-reef-gadget'. The serial console works without it.",
+        "Correct network.yaml, install what is missing ('make install' names the packages), or switch direct mode off "
+        "('enabled: false' at the USB port in network.yaml); then 'systemctl restart coral-reef-gadget'. The serial console "
+        "works without it.",
     ),
     Kind.USB_FROZEN: Sort(
         Severity.WARNING,

@@ -641,12 +641,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """Continue a conversation. The worker leaves out the oldest turns, never the system prompt, when the window is too small."""
+    """Continue a conversation. The worker leaves out the oldest turns, never the system prompt, when the window is too small.
+
+    `pause_s`: after the first text, more comes only every so often, and the rest at the end; 0: at once.
+    """
 
     request_id: Id
     turns: Annotated[list[Turn], Meta(min_length=1, max_length=1024)]
     sampling: Sampling
     adapter: Annotated[str, Meta(max_length=128)] = ""
+    pause_s: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """The least that a server can be: an application on uvicorn without a framework, keys, sessions, a database, or a process of its
-own for the engine. `python -m tests.bench.bare PORT MODEL SLOTS`
+own for the engine. `python -m tests.bench.bare PORT MODEL SLOTS [--flash]`
 
-POST /chat writes a reply with the engine in this process; GET /BYTES answers with so many bytes.
+POST /chat writes a reply with the engine in this process, which has our settings, or with `--flash` flash attention (see
+`engine_alone`); GET /BYTES answers with so many bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .engine_alone import load
 
 def main() -> None:
     port, model, slots = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    engine = load(model, slots=slots, window=1024, batch=128)
+    engine = load(model, slots=slots, window=1024, batch=128, flash="--flash" in sys.argv)
     threads = ThreadPoolExecutor(slots)
     system = load_personas()["coral"].system
 

@@ -24,25 +24,35 @@ CHATS = 200
 TOKENS = 64
 GETS = 20_000
 
+#: Sends requests, as many as that, each made from its number; returns how many a CPU-second answers.
+Measure = Callable[[Callable[[int], bytes], int], float]
+
 
 def measure(rounds: int) -> None:
     """Chats (a whole reply, its engine included on both sides), and a GET that only needs the gateway."""
-    chats, gets = [], []
+    chats: list[tuple[float, float]] = []
+    flash: list[tuple[float, float]] = []
+    gets: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = models.add_small(Path(folder))
         configuration = models.configuration(slots=CONNECTIONS, more="[gateway]\nprocesses = 1\n")
         for _ in range(rounds):
-            with RunningAppliance(configuration, models.add_small) as appliance, _bare(model) as (bare, port):
+            with (
+                RunningAppliance(configuration, models.add_small) as appliance,
+                _bare(model) as theirs,
+                _bare(model, "--flash") as theirs_with_flash,
+            ):
                 ours = partial(_per_cpu_s, appliance.port, appliance.cpu_s)
-                theirs = partial(_per_cpu_s, port, partial(cpu_s, bare))
-                chat = partial(_chat, appliance, "/api/v1/chat")
-                chats.append((ours(chat, CHATS), theirs(partial(_chat, appliance, "/chat"), CHATS)))
+                one = ours(partial(_chat, appliance, "/api/v1/chat"), CHATS)
+                for found, bare in ((chats, theirs), (flash, theirs_with_flash)):
+                    found.append((one, bare(partial(_chat, appliance, "/chat"), CHATS)))
                 personas = appliance.request("/api/v1/personas", method="GET", connection="keep-alive")
                 size = asyncio.run(_size(appliance.port, personas))
                 as_much = appliance.request(f"/{size}", method="GET", connection="keep-alive")
                 gets.append((ours(_always(personas), GETS), theirs(_always(as_much), GETS)))
     for title, taken in (
         (f"chats of {TOKENS} tokens per CPU-second, bare uvicorn + engine", chats),
+        ("  with flash attention, whose replies are not exact", flash),
         ("GET /api/v1/personas per CPU-second, bare uvicorn", gets),
     ):
         one, other = (statistics.median(side) for side in zip(*taken, strict=True))
@@ -97,15 +107,16 @@ async def _answer(reader: asyncio.StreamReader) -> int:
 
 
 @contextmanager
-def _bare(model: Path) -> Iterator[tuple[int, int]]:
+def _bare(model: Path, *options: str) -> Iterator[Measure]:
+    """What measures the bare application."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "tests.bench.bare", str(port), str(model), str(CONNECTIONS)]
+    command = [sys.executable, "-m", "tests.bench.bare", str(port), str(model), str(CONNECTIONS), *options]
     process = subprocess.Popen(command)
     try:
         wait_for("the bare application listens", lambda: listens(port))
-        yield process.pid, port
+        yield partial(_per_cpu_s, port, partial(cpu_s, process.pid))
     finally:
         process.kill()
         process.wait()

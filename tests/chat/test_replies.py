@@ -97,6 +97,7 @@ class Hand:
         self.on_text: Callable[[str], None] | None = None
         self.on_progress: Callable[[int, int], None] | None = None
         self.running = asyncio.Event()
+        self.whole: bool | None = None
         self.cancels = 0
         self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
@@ -106,8 +107,10 @@ class Hand:
         sampling: Sampling,
         on_text: Callable[[str], None],
         on_progress: Callable[[int, int], None],
+        *,
+        whole: bool,
     ) -> Finished:
-        self.turns, self.sampling, self.on_text = list(turns), sampling, on_text
+        self.turns, self.sampling, self.on_text, self.whole = list(turns), sampling, on_text, whole
         self.on_progress = on_progress
         self.running.set()
         return await self._end
@@ -177,6 +180,7 @@ class Room:
             message=message,
             sampling=Sampling(max_tokens=9, seed=5),
             session_id=session_id,
+            whole=more.pop("whole", False),
         )
         return await self.chat.reply(
             question, owner=more.pop("owner", "me"), may_read_all=more.pop("all", False)
@@ -329,12 +333,29 @@ async def test_cancelled_at_once(room: Room) -> None:
 
 
 async def test_cancelled_while_the_history_is_read(room: Room) -> None:
+    session_id = await room.answered("before", "yes")
     room.store.read.clear()
-    reply = await room.ask()
+    reply = await room.ask(session_id=session_id)
     await room.store.reading.wait()
     reply.cancel()
     assert (await collect(reply))[-1] == Done(finish_reason=FinishReason.CANCELLED, usage=Usage())
     assert room.hands.held == 0
+
+
+async def test_a_new_session_has_no_history_to_read(room: Room) -> None:
+    session_id = await room.answered("first", "yes")
+    assert not room.store.reading.is_set()
+    await room.answered("second", "no", session_id)
+    assert room.store.reading.is_set()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_whether_somebody_reads_along(room: Room, whole: bool) -> None:
+    reply = await room.ask(whole=whole)
+    hand = await room.hands.given.get()
+    hand.finish()
+    await collect(reply)
+    assert hand.whole is whole
 
 
 async def test_cancelled_twice_and_after_its_end(room: Room) -> None:

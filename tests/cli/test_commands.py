@@ -45,7 +45,7 @@ def test_help_lists_the_commands_and_exit_statuses(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     for status in ExitStatus:
         assert f"{status:>3}  {MEANINGS[status]}" in out
-    for command in ("run", "status", "chat", "model", "config", "completion"):
+    for command in ("run", "status", "chat", "model", "user", "config", "completion"):
         assert f"    {command}" in out
 
 

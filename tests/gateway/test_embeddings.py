@@ -169,6 +169,14 @@ async def test_what_a_reply_expresses(served: Served) -> None:
     assert invoke.priority is Priority.HIGH
 
 
+async def test_nobody_hears_what_a_whole_reply_expresses(served: Served) -> None:
+    """So it is not asked for."""
+    served.fake.models, served.fake.outputs = {"emotion": "e"}, joy
+    response = await served.client.post("/api/v1/chat", json={"persona_id": "coral", "message": "and you?"})
+    assert response.status_code == 200
+    assert served.fake.invoke_leases == []
+
+
 @pytest.mark.parametrize("trouble", ["no model", "broken output", "failure"])
 async def test_a_reply_without_an_emotion(served: Served, trouble: str) -> None:
     def broken(invoke: Invoke) -> Message:

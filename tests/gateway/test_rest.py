@@ -10,6 +10,7 @@ import pytest
 
 from appliance.chat.personas import load_personas
 from appliance.gateway import links
+from appliance.gateway.generator import WHOLE_PAUSE_S
 from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
 from appliance.wire.messages import Failure, FinishReason, Sampling, Usage
@@ -60,6 +61,14 @@ async def test_a_reply(served: Served) -> None:
     assert generate.turns[0].content == load_personas()["coral"].system
     (lease,) = [each for each in served.fake.requests if each.request_id == generate.request_id]
     assert lease.session_id == session_id
+
+
+async def test_only_a_stream_is_written_word_by_word(served: Served) -> None:
+    """Whoever waits for the whole reply is not woken for each of them, nor is the gateway."""
+    for path in (CHAT, f"{CHAT}/stream"):
+        assert (await served.client.post(path, json=ask("in pieces?"))).status_code == 200
+    whole, streamed = served.fake.asked("in pieces?")
+    assert (whole.pause_s, streamed.pause_s) == (WHOLE_PAUSE_S, 0)
 
 
 async def test_the_lease_is_settled_with_the_tokens(served: Served) -> None:

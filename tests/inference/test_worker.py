@@ -81,9 +81,9 @@ async def gateway() -> AsyncIterator[Connection[Any]]:
         gc.collect()
 
 
-def generate(request_id: str, message: str, max_tokens: int) -> Generate:
-    sampling = Sampling(max_tokens=max_tokens, temperature=0.8)
-    return Generate(request_id=request_id, turns=[Turn("user", message)], sampling=sampling)
+def generate(request_id: str, message: str, max_tokens: int, *, pause_s: float = 0.0) -> Generate:
+    sampling = Sampling(max_tokens=max_tokens, temperature=0.8, seed=7)
+    return Generate(request_id=request_id, turns=[Turn("user", message)], sampling=sampling, pause_s=pause_s)
 
 
 def is_of(message: Message, request_id: str) -> bool:
@@ -144,6 +144,36 @@ async def test_a_short_prompt_tells_nothing(
     gateway.post(generate("short", "hello", 2))
     got, _ = await until_finished(gateway, "short")
     assert not any(isinstance(message, Progress) for message in got)
+
+
+def text_of(messages: list[Message]) -> list[str]:
+    return [
+        text for message in messages if isinstance(message, Tokens) for text in dict(message.items).values()
+    ]
+
+
+async def test_text_that_may_come_late_comes_in_large_pieces(gateway: Connection[Any]) -> None:
+    pieces = {}
+    for pause_s in (0.0, 1.0):
+        gateway.post(generate(f"paused {pause_s}", "tell me more", 200, pause_s=pause_s))
+        began = time.monotonic()
+        got, _ = await until_finished(gateway, f"paused {pause_s}")
+        pieces[pause_s] = text_of(got)
+    assert "".join(pieces[1.0]) == "".join(pieces[0.0])
+    # The first at once, one for each pause, and the rest.
+    assert 2 <= len(pieces[1.0]) <= 3 + (time.monotonic() - began)
+    assert len(pieces[1.0][0]) < 30
+
+
+async def test_nothing_that_was_held_back_is_lost_by_a_cancel(gateway: Connection[Any]) -> None:
+    gateway.post(generate("held back", "tell me much more", 8000, pause_s=1.0))
+    got = [await next_of(gateway, "held back") for _ in range(2)]
+    gateway.post(Cancel(request_id="held back"))
+    more, end = await until_finished(gateway, "held back")
+    assert end.finish_reason is FinishReason.CANCELLED
+    said = "".join(text_of([*got, *more]))
+    # Some tokens have no text of their own, and most are longer than a character.
+    assert len(said) > end.usage.completion_tokens / 2
 
 
 async def first_text_after_cancel(gateway: Connection[Any], cancelled: str) -> tuple[Finished, float]:

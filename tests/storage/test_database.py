@@ -92,6 +92,17 @@ def test_every_connection_is_set_up(paths: Paths) -> None:
             }
 
 
+def test_who_waits_for_the_disk(paths: Paths) -> None:
+    """Every writer but those that need not, whichever used the connection before."""
+    with Database.open(paths) as database:
+        for synced in (True, False, True, False, False, True):
+            with database.writing(synced=synced) as connection:
+                assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == (2 if synced else 1)
+            with database.reading() as connection:
+                connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+        assert database.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+
+
 def test_a_wrong_key(paths: Paths, capfd: pytest.CaptureFixture[str]) -> None:
     paths.database_key.write_text("11" * 32)
     with pytest.raises(DatabaseUnreadable) as caught:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import httpx
 import pytest
 
 from . import nspawn
 from . import vm as vm_module
 from .booted import RUNNING, Booted, booted, configure, state_folder
 from .image import Image, image
+from .installed import GATEWAY, SUPERVISOR
 from .nspawn import Machine, Root, booted_machine, nspawn_root
-from .vm import VirtualMachine, virtual_machine
+from .report import LONG_REPORT, Figures
+from .talk import events_in, question
+from .vm import VirtualMachine, kvm, virtual_machine
 
 #: The end of the log that a report shows.
 LOG_LINES = 60
@@ -23,6 +30,9 @@ CONSOLE_CHARACTERS = 6000
 
 #: The state of the virtual machine to which each test goes back.
 HEALTHY = "healthy"
+
+FIGURES: pytest.StashKey[Figures] = pytest.StashKey()
+BEGAN: pytest.StashKey[float] = pytest.StashKey()
 
 
 #: A test run that was started in the background ignores Ctrl-C, and what it starts would inherit that.
@@ -75,12 +85,34 @@ def vm_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 @pytest.fixture(scope="session")
-def session_vm(vm_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
+def session_vm(
+    vm_image: Image, figures: Figures, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VirtualMachine]:
     """The one virtual machine of this run, booted once; its state `HEALTHY` is when the appliance would answer a chat."""
-    with _logged(tmp_path_factory) as log, virtual_machine("vm", vm_image, log) as found:
-        found.wait_until_healthy()
-        found.save(HEALTHY)
-        yield found
+    with _logged(tmp_path_factory) as log:
+        began = time.monotonic()
+        with virtual_machine("vm", vm_image, log) as found:
+            found.wait_until_healthy()
+            found.save(HEALTHY)
+            saved = time.monotonic()
+            figures.add("the virtual machine", "virtualized" if kvm() else "emulated")
+            for unit in (SUPERVISOR, GATEWAY):
+                ready_s = int(found.show(unit, "ActiveEnterTimestampMonotonic")) / 1e6
+                figures.add(f"from the kernel's start until {unit} is READY, in the machine", ready_s, "s")
+            asked = time.monotonic()
+            _first_token(found)
+            figures.add("boot to first token", saved - began + time.monotonic() - asked, "s")
+            yield found
+
+
+def _first_token(machine: VirtualMachine) -> None:
+    """Returns when a reply has begun."""
+    headers = {"Authorization": f"Bearer {machine.out('cat', '/var/lib/coral-reef/admin.key')}"}
+    with (
+        httpx.Client(base_url=machine.url, headers=headers, timeout=120, trust_env=False) as client,
+        client.stream("POST", "/api/v1/chat/stream", json=question()) as response,
+    ):
+        assert any(event["type"] == "token" for event in events_in(response.iter_lines()))
 
 
 @pytest.fixture
@@ -88,6 +120,21 @@ def vm(session_vm: VirtualMachine) -> VirtualMachine:
     """A virtual machine that has just booted, and in which nobody has done anything yet."""
     session_vm.revert(HEALTHY)
     return session_vm
+
+
+@pytest.fixture
+def chance(record_property: Callable[[str, object], None]) -> random.Random:
+    """The draw; CORAL_REEF_TEST_SEED repeats one."""
+    seed = int(os.environ.get("CORAL_REEF_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"CORAL_REEF_TEST_SEED={seed}")
+    record_property("seed", seed)
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """What is measured here, for the report at the end."""
+    return request.config.stash[FIGURES]
 
 
 @contextmanager
@@ -101,6 +148,35 @@ def _logged(factory: pytest.TempPathFactory) -> Iterator[IO[bytes]]:
             log.flush()
             print(path.read_text("utf-8", errors="replace")[-8000:])
             raise
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FIGURES] = Figures()
+    config.stash[BEGAN] = time.monotonic()
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """With -v, each step and its time."""
+    if report.when == "call" and report.passed and "system" in report.keywords:
+        return "passed", ".", f"PASSED in {report.duration:.1f} s"
+    return None
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """The report of the virtual machine; a whole long run writes it into a file, too."""
+    found = config.stash[FIGURES]
+    if not found.rows:
+        return
+    terminalreporter.section("the virtual machine")
+    for line in found.lines():
+        terminalreporter.write_line(line)
+    if config.getoption("--long") and not config.getoption("keyword") and exitstatus == 0:
+        counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "skipped")}
+        outcome = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        LONG_REPORT.write_text(found.markdown(outcome, time.monotonic() - config.stash[BEGAN]), "utf-8")
+        terminalreporter.write_line(f"written to {LONG_REPORT}: commit it")
 
 
 @pytest.hookimpl(wrapper=True)

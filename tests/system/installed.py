@@ -33,6 +33,9 @@ SUPERVISOR, GATEWAY, SOCKET, TARGET = (
 )
 SERVICES = (SUPERVISOR, GATEWAY)
 
+#: What serves the desktop at the USB port.
+GADGET, USB_DHCP = "coral-reef-gadget.service", "coral-reef-usb-dhcp.service"
+
 #: How long until it serves again, whatever was killed; the machine may be busy.
 SERVED_AGAIN_WITHIN_S = 60.0
 

@@ -34,12 +34,16 @@ from .guest import COMMAND_TIMEOUT_S, HOME, LOGIN, Guest, become
 PACKAGES = (
     "ca-certificates",
     "dbus",
+    "dnsmasq-base",
+    "iproute2",
     "libgomp1",
     "libsodium23",
     "network-manager",
+    "nftables",
     "polkitd",
     "python3",
     "systemd",
+    "systemd-resolved",
     "systemd-sysv",
 )
 

@@ -76,6 +76,12 @@ class Monitor:
             if "return" in answer:
                 return answer["return"]
 
+    def wait_for_event(self, name: str, *, within_s: float) -> None:
+        """Until QEMU tells of one; TimeoutError when it does not. Those that come during a command are not kept."""
+        deadline = time.monotonic() + within_s
+        while json.loads(self._lines.line(deadline)).get("event") != name:
+            pass
+
     def type(self, line: str) -> None:
         """A line of the human monitor, which says nothing when all went well."""
         said = self.execute("human-monitor-command", {"command-line": line})
@@ -129,7 +135,7 @@ class Agent:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{words} has not ended after {timeout_s:g} s")
             time.sleep(LOOK_S)
-        assert "out-truncated" not in state, f"{words} said too much"
+        assert not state.get("out-truncated"), f"{words} said too much"
         status = -int(state["signal"]) if "signal" in state else int(state["exitcode"])
         return (
             status,

@@ -36,6 +36,18 @@ class Terminal:
         """Presses keys."""
         os.write(self._descriptor, text.encode())
 
+    def paste(self, data: bytes) -> None:
+        """Types as fast as the command reads, and looks at what it shows meanwhile."""
+        while data:
+            readable, writable, _ = select.select(
+                [self._descriptor], [self._descriptor], [], ANSWER_TIMEOUT_S
+            )
+            assert readable or writable, f"it neither reads nor writes for {ANSWER_TIMEOUT_S:g} s"
+            if readable:
+                self._read(0)
+            if writable:
+                data = data[os.write(self._descriptor, data[:1024]) :]
+
     def expect(self, pattern: str, *, within_s: float = ANSWER_TIMEOUT_S) -> re.Match[str]:
         """Reads until `pattern` appears after what was expected before; AssertionError when it does not."""
         deadline = time.monotonic() + within_s

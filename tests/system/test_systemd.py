@@ -19,6 +19,7 @@ from tests.waiting import wait_for, wait_until_gone
 
 from .guest import HOME
 from .installed import (
+    GADGET,
     GATEWAY,
     MARKS,
     SERVED_AGAIN_WITHIN_S,
@@ -26,6 +27,7 @@ from .installed import (
     SOCKET,
     SUPERVISOR,
     TARGET,
+    USB_DHCP,
     enable,
     environment_of,
     main_pid,
@@ -72,11 +74,11 @@ def running(machine: Machine) -> Machine:
 
 
 def test_verify_prints_nothing(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", *SERVICES, SOCKET, TARGET, TPU_TARGET)
+    done = machine.run("systemd-analyze", "verify", *SERVICES, GADGET, USB_DHCP, SOCKET, TARGET, TPU_TARGET)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", [*SERVICES, GADGET, USB_DHCP])
 def test_exposure(machine: Machine, unit: str) -> None:
     shown = machine.out(
         "systemd-analyze", "security", "--offline=yes", f"/usr/lib/systemd/system/{unit}", "--no-pager"
@@ -111,7 +113,7 @@ def test_users_and_folders(machine: Machine) -> None:
         "coral-reef": ["coral-reef", "apex", "plugdev"],
         "coral-worker": ["coral-worker", "apex", "plugdev"],
         "coral-gateway": ["coral-gateway", "coral-reef"],
-        "coral-console": ["coral-console", "coral-reef"],
+        "coral-console": ["coral-console", "coral-reef", "systemd-journal"],
     }
     folders = (
         "/etc/coral-reef",
@@ -169,7 +171,7 @@ def test_who_runs_as_whom(running: Machine) -> None:
     wait_until_ready(running)
     users = {
         name: int(running.out("id", "--user", name))
-        for name in ("coral-reef", "coral-worker", "coral-gateway")
+        for name in ("coral-reef", "coral-worker", "coral-gateway", "root")
     }
     device_groups = sorted(
         (running.out("getent", "group", name).split(":")[2] for name in ("coral-worker", "plugdev", "apex")),
@@ -181,6 +183,7 @@ def test_who_runs_as_whom(running: Machine) -> None:
         "worker": "coral-worker",
         "gateway": "coral-gateway",
         "parent": "coral-gateway",
+        "gadget": "root",
     }
     seen = set()
     for pid, title in running.ours().items():
@@ -194,6 +197,8 @@ def test_who_runs_as_whom(running: Machine) -> None:
         if kind == "supervisor":
             # kill, setgid, setuid: capabilities(7)
             assert set(capabilities.values()) == {1 << 5 | 1 << 6 | 1 << 7}
+        elif kind == "gadget":
+            assert capabilities["CapEff"] == capabilities["CapPrm"] == 1 << 12  # net_admin
         else:
             assert not any(capabilities.values()), (title, capabilities)
         if kind in ("forkserver", "worker"):
@@ -273,11 +278,12 @@ def test_the_supervisor_hangs(running: Machine) -> None:
     wait_for("systemd has noticed", lambda: supervisor not in running.processes(), within_s=60)
     wait_until_ready(running)
     after = running.ours()
-    left = {pid: line for pid, line in before.items() if pid in after and "gateway" not in line}
+    others = re.compile("gateway|gadget")
+    left = {pid: line for pid, line in before.items() if pid in after and not others.search(line)}
     assert not left, left
-    assert [pid for pid, line in before.items() if "gateway" in line] == [
-        pid for pid, line in after.items() if "gateway" in line
-    ], "the gateway was not to be touched"
+    assert [pid for pid, line in before.items() if others.search(line)] == [
+        pid for pid, line in after.items() if others.search(line)
+    ], "the others were not to be touched"
     assert (
         "watchdog"
         in running.show(SUPERVISOR, "Result") + running.journal(100, f"--unit={SUPERVISOR}").lower()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -138,15 +138,6 @@ def client(running: Machine) -> Iterator[Client]:
             yield found
         finally:
             asking.kill()
-
-
-@pytest.fixture
-def chance(record_property: Callable[[str, object], None]) -> random.Random:
-    """The draw; CORAL_REEF_TEST_SEED repeats one."""
-    seed = int(os.environ.get("CORAL_REEF_TEST_SEED") or random.SystemRandom().randrange(10**6))
-    print(f"CORAL_REEF_TEST_SEED={seed}")
-    record_property("seed", seed)
-    return random.Random(seed)
 
 
 def wait_until_whole(machine: Machine, expected: Counter[str]) -> Table:

@@ -19,6 +19,7 @@ from appliance.wire.messages import (
     PowerAction,
     UserAdd,
     UserList,
+    WorkerRestart,
 )
 from tests.waiting import wait_for
 
@@ -101,11 +102,15 @@ def test_what_a_console_may_before_and_after_login(running: Machine) -> None:
         running, add, listing, IssueToken(request_id="t", name="anna"), power(PowerAction.REBOOT)
     ):
         assert denied["code"] == "denied"
-    wrong, _, done, listed = ask(running, login(password="wrong"), login(), add, listing)
+    restart = WorkerRestart(request_id="w", name="text-0")
+    for orders in (ask(running, restart), ask(running, restart, user="coral-gateway")):
+        assert orders[0]["code"] == "denied"
+    wrong, _, done, listed, unknown = ask(running, login(password="wrong"), login(), add, listing, restart)
+    assert unknown["code"] == "unknown_worker"
     assert wrong["code"] == "wrong_login"
     assert done["detail"] == "gast may log in, as guest"
     assert [user["name"] for user in listed["users"]] == ["anna", "gast"]
-    logged_in, *denied = ask(running, login("gast"), add, listing, power(PowerAction.POWER_OFF))
+    logged_in, *denied = ask(running, login("gast"), add, listing, restart, power(PowerAction.POWER_OFF))
     assert logged_in["role"] == "guest"
     assert {each["code"] for each in denied} == {"denied"}
 

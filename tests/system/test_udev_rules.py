@@ -23,9 +23,9 @@ SCRIPT = """
 set -e
 mount -t tmpfs tmpfs /run
 mkdir -p /run/udev/rules.d
-cp udev/65-coral-reef-tpu.rules /run/udev/rules.d/
+cp udev/65-coral-reef-*.rules /run/udev/rules.d/
 cp /etc/group /run/group
-printf 'apex:x:64901:\\ncoral-reef:x:64902:\\n' >>/run/group
+printf 'apex:x:64901:\\ncoral-reef:x:64902:\\ncoral-console:x:64903:\\n' >>/run/group
 mount --bind /run/group /etc/group
 exec "$@"
 """
@@ -46,12 +46,14 @@ with Testbed() as testbed:
         *testbed.apex(1, "0000:04:00.0"),
         eeprom,
         ["add", "nvmem", "0-00500", "/sys/devices/0-0050", {"type": "EEPROM"}, {}],
+        ["add", "tty", "ttyGS0", None, {"dev": "240:0"}, {"DEVNAME": "/dev/ttyGS0"}],
+        ["add", "tty", "ttyS4", None, {"dev": "4:68"}, {"DEVNAME": "/dev/ttyS4"}],
     )
     driver = testbed.root / "sys/bus/i2c/drivers/at24"
     driver.mkdir(parents=True)
     (testbed.root / "sys/devices/0-0050/driver").symlink_to(driver)
     found = {}
-    for name in ("1-1", "1-2", "1-3", "0000:03:00.0/apex_0", "0000:04:00.0/apex_1", "0-0050/0-00500"):
+    for name in ("1-1", "1-2", "1-3", "0000:03:00.0/apex_0", "0000:04:00.0/apex_1", "0-0050/0-00500", "ttyGS0", "ttyS4"):
         done = subprocess.run(
             ["udevadm", "test", "--action=add", f"/sys/devices/{name}"],
             env=testbed.environment, capture_output=True, text=True,
@@ -87,9 +89,9 @@ def applied() -> Applied:
 def ours(log: str) -> list[str]:
     """What udevadm says about our rules, without the file's name."""
     return [
-        line.partition("65-coral-reef-tpu.rules:")[2]
+        line.partition(".rules:")[2]
         for line in log.splitlines()
-        if "65-coral-reef-tpu.rules:" in line and "Reading rules" not in line
+        if "/65-coral-reef-" in line and "Reading rules" not in line
     ]
 
 
@@ -150,3 +152,16 @@ def test_the_memory_of_a_tray(applied: Applied) -> None:
     run = [line for line in properties.splitlines() if line.startswith("run:")]
     path = "/sys/devices/0-0050/0-00500/nvmem"
     assert run == [f"run: '/bin/chgrp coral-reef {path}'", f"run: '/bin/chmod 0440 {path}'"]
+
+
+def test_the_serial_gadget_gets_a_console(applied: Applied) -> None:
+    _, properties, log, _ = applied["ttyGS0"]
+    assert "SYSTEMD_WANTS=coral-reef-console@ttyGS0.service" in properties.splitlines()
+    assert "TAGS=:systemd:" in properties.splitlines()
+    assert [line.partition(" ")[2] for line in ours(log)] == ["GROUP 64903", "MODE 0660"]
+
+
+def test_other_lines_do_not(applied: Applied) -> None:
+    _, properties, log, _ = applied["ttyS4"]
+    assert "SYSTEMD_WANTS" not in properties
+    assert ours(log) == []

@@ -40,8 +40,8 @@ BOOT_TIMEOUT_S = 60.0
 #: From there until the appliance would answer a chat.
 HEALTHY_WITHIN_S = 60.0
 
-#: Another one at each boot.
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
+#: Until it has ended all that it runs.
+OFF_TIMEOUT_S = 60.0
 
 #: Chooses `tcg` although there is KVM.
 CHOICE = "CORAL_REEF_VM"
@@ -68,8 +68,8 @@ class VirtualMachine(Guest):
         # Files without a name. QEMU wants each open for exactly what it does with it.
         self._base = os.open(image.disk, os.O_RDONLY)
         self._disk = os.open("/tmp", os.O_RDWR | os.O_TMPFILE)
-        self._console = os.memfd_create("console")
-        self._console_written = os.open(f"/proc/self/fd/{self._console}", os.O_WRONLY | os.O_APPEND)
+        self._console, self._console_written = _memory_file("console")
+        self._acknowledged, self._acknowledged_written = _memory_file("acknowledged")
         size = os.fstat(self._base).st_size
         make = ["qemu-img", "create", "-q", "-f", "qcow2", f"/proc/self/fd/{self._disk}", str(size)]
         subprocess.run(make, pass_fds=[self._disk], stdout=log, stderr=log, check=True)
@@ -82,7 +82,7 @@ class VirtualMachine(Guest):
         monitor, its_monitor = socket.socketpair()
         agent, its_agent = socket.socketpair()
         its_end = (its_monitor, its_agent)
-        files = [self._base, self._disk, self._console_written]
+        files = [self._base, self._disk, self._console_written, self._acknowledged_written]
         sets = [f"fd={descriptor},set={number}" for number, descriptor in enumerate(files)]
         command = [
             *("setpriv", "--pdeathsig=KILL", "nice", "-n", "5"),
@@ -97,6 +97,8 @@ class VirtualMachine(Guest):
             *("-blockdev", _json("qcow2", "disk", file="disk-file", backing="base", cache=_CACHE)),
             *("-device", "virtio-blk-pci,drive=disk"),
             *("-chardev", "file,id=console,path=/dev/fdset/2,append=on", "-serial", "chardev:console"),
+            *("-chardev", "file,id=acknowledged,path=/dev/fdset/3,append=on"),
+            *("-device", "virtserialport,chardev=acknowledged,name=acknowledged"),
             *("-chardev", f"socket,id=agent,fd={its_agent.fileno()}"),
             *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
             *(
@@ -132,25 +134,23 @@ class VirtualMachine(Guest):
 
     def reboot(self) -> None:
         """Asks it to, and returns when it has."""
-        before = self.out("cat", BOOT_ID)
         self.run("systemctl", "reboot", "--no-block")
-        deadline = time.monotonic() + 2 * BOOT_TIMEOUT_S * self.slowness
-        while not self._agent.synchronize(2.0) or self.out("cat", BOOT_ID) == before:
-            assert time.monotonic() < deadline, f"{self.name} did not reboot:\n{self.console[-8000:]}"
+        self._monitor.wait_for_event("RESET", within_s=OFF_TIMEOUT_S * self.slowness)
         self.wait_until_booted()
+
+    def switch_off(self) -> None:
+        """Asks it to, and returns when it has."""
+        self.run("systemctl", "poweroff", "--no-block")
+        assert self._process is not None
+        status = self._process.wait(OFF_TIMEOUT_S * self.slowness)
+        self._ended()
+        assert status == 0, f"QEMU ended with {status}"
 
     def cut_power(self) -> None:
         """At once, whatever it does at this moment."""
         assert self._process is not None
         self._process.kill()
         self._ended()
-
-    def wait_until_off(self, within_s: float) -> None:
-        """Until it has switched itself off."""
-        assert self._process is not None
-        status = self._process.wait(within_s)
-        self._ended()
-        assert status == 0, f"QEMU ended with {status}"
 
     def _ended(self) -> None:
         assert self._process is not None
@@ -163,7 +163,14 @@ class VirtualMachine(Guest):
         """Without a trace."""
         if self._process is not None:
             self.cut_power()
-        for descriptor in (self._base, self._disk, self._console, self._console_written):
+        for descriptor in (
+            self._base,
+            self._disk,
+            self._console,
+            self._console_written,
+            self._acknowledged,
+            self._acknowledged_written,
+        ):
             os.close(descriptor)
 
     @property
@@ -209,7 +216,12 @@ class VirtualMachine(Guest):
     @property
     def console(self) -> str:
         """All that was written on its console, ttyS0."""
-        return os.pread(self._console, os.fstat(self._console).st_size, 0).decode("utf-8", "replace")
+        return _content(self._console)
+
+    @property
+    def acknowledged(self) -> str:
+        """All that was written to its /dev/virtio-ports/acknowledged: it is here as soon as it was written."""
+        return _content(self._acknowledged)
 
     def run(
         self,
@@ -270,6 +282,16 @@ _CACHE = {"direct": False, "no-flush": True}
 
 #: They are nobody else's.
 _NO_LOCKS = {"locking": "off"}
+
+
+def _memory_file(name: str) -> tuple[int, int]:
+    """A file without a name: to read it, and to append to it."""
+    file = os.memfd_create(name)
+    return file, os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)
+
+
+def _content(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
 
 
 def _json(driver: str, name: str, **more: object) -> str:

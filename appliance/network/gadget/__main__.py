@@ -1,4 +1,4 @@
-"""`python -m appliance.network.gadget`: the service. Exit status: 0 stopped, 78 bad configuration or no identity."""
+"""`python -m appliance.network.gadget`: the service. Exit status: 0 stopped, 78 the machine has no identity."""
 
 from __future__ import annotations
 
@@ -45,15 +45,17 @@ def main() -> int:
     paths = Paths.from_environment()
     try:
         machine = MachineId.read(paths.machine_id)
-        loaded = load_network(paths.network_yaml)
-    except ConfigError as error:
-        for problem in error.problems:
-            log.error("%s", problem)
-        return os.EX_CONFIG
     except BadMachineId as error:
         log.error("%s", error)
         return os.EX_CONFIG
-    mode = DirectMode.of(loaded.settings)
+    mode, trouble = None, ""
+    try:
+        mode = DirectMode.of(load_network(paths.network_yaml).settings)
+    except ConfigError as error:
+        # The serial console is what it can be corrected from.
+        trouble = "network.yaml has errors ('coral-reef config check' shows them)"
+        for problem in error.problems:
+            log.error("%s", problem)
     interface = None if mode is None else UsbInterface(mode)
     if mode is not None:
         _prepare(paths, mode)
@@ -69,6 +71,7 @@ def main() -> int:
         interface=interface,
         release_line=_release_line,
         clock=time.monotonic,
+        trouble=trouble,
     )
     service = Service(keeper, paths.usb_controllers, publish=partial(write_atomically, paths.usb_link))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -99,8 +99,9 @@ def decide(bound: Controller | None, present: list[Controller], patience: Patien
 
 
 class Keeper:
-    """`describe(max_speed)` makes the gadget for a controller; `interface` is None without direct mode. `release_line` returns
-    when nobody has the serial line open: the kernel would wait for them without end while it is taken away."""
+    """`describe(max_speed)` makes the gadget for a controller; `interface` is None without direct mode, and `trouble` then says
+    why if nobody wanted that. `release_line` returns when nobody has the serial line open: the kernel would wait for them
+    without end while it is taken away."""
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class Keeper:
         interface: UsbInterface | None,
         release_line: Callable[[], None],
         clock: Callable[[], float],
+        trouble: str = "",
         tree: Configfs | None = None,
     ) -> None:
         self._gadgets, self._udc, self._describe = gadgets, udc, describe
@@ -120,7 +122,7 @@ class Keeper:
         self._patience = Patience()
         self._steps: list[Step] = []
         self._trouble = ""  # why there is no gadget
-        self._link_trouble = ""
+        self._link_trouble = trouble
         self._link_up, self._link_since = False, 0.0
         self._phase = Phase.AWAY
 
@@ -278,4 +280,6 @@ class Keeper:
             )
         if bound.phase is Phase.CONFIGURED:
             return UsbState.CONNECTED, f"a desktop is connected ({bound.speed or 'speed unknown'})"
+        if bound.phase is Phase.HALFWAY:
+            return UsbState.UNPLUGGED, f"something is plugged in and has not accepted us yet ({bound.state})"
         return UsbState.UNPLUGGED, f"nothing is plugged in ({bound.state or 'state unknown'})"

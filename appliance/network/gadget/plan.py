@@ -20,8 +20,9 @@ CONFIGURATION, LANGUAGE = "c.1", "0x409"
 #: Says that the interfaces are grouped by association descriptors (USB ECN "Interface Association Descriptor").
 _COMPOSITE_CLASS = ("0xef", "0x02", "0x01")
 
-#: Under which request Windows asks for its own descriptors; any number that the functions do not use.
-_MICROSOFT_REQUEST = "0xcd"
+#: Under which request Windows asks for its own descriptors; any number that the functions do not use. Below 0x80: the kernel
+#: shows others back with their sign extended.
+_MICROSOFT_REQUEST = "0x43"
 
 #: The highest USB version that the device speaks of itself; the kernel raises it on a SuperSpeed controller.
 _USB_VERSION = "0x0200"

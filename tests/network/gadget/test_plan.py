@@ -60,7 +60,7 @@ def test_what_a_desktop_is_shown(tree: FakeConfigfs) -> None:
         "configs/c.1/strings/0x409/configuration": "Coral-Reef tower",
         "functions/ncm.usb0/ifname": "usb0",
         "functions/ncm.usb0/os_desc/interface.ncm/compatible_id": "WINNCM",
-        "os_desc/b_vendor_code": "0xcd",
+        "os_desc/b_vendor_code": "0x43",
         "os_desc/qw_sign": "MSFT100",
         "os_desc/use": "1",
         "strings/0x409/manufacturer": "Coral-Reef",

@@ -1,0 +1,151 @@
+"""Edge TPUs on USB as the kernel and udev tell of them: `fake_coral` on the ports of the virtual machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.devices.table import FLAPS
+from tests.waiting import wait_for
+
+from . import fake_coral
+from .installed import VM_MARKS
+from .report import Figures
+from .vm import VirtualMachine
+
+pytestmark = VM_MARKS
+
+MANY = 32
+
+FIFO = "/run/fake-coral.orders"
+
+#: For what an event of udev's brings about, for a machine that is not slow.
+TOLD_WITHIN_S = 15.0
+
+#: What libedgetpu does when it opens one: sends a firmware to the boot loader, over usbfs (USBDEVFS_CONTROL).
+SEND_FIRMWARE = """
+import ctypes, fcntl, os, struct, sys
+def control(request_type, request, value, data):
+    buffer = ctypes.create_string_buffer(data, len(data) or 1)
+    order = struct.pack("@BBHHHIP", request_type, request, value, 0, len(data), 5000, ctypes.addressof(buffer))
+    fcntl.ioctl(node, 0xC0185500, order)
+    return buffer.raw
+node = os.open(sys.argv[1], os.O_RDWR)
+for block in range(4):
+    control(0x21, 1, block, bytes(2048))
+    assert control(0xA1, 3, 0, bytes(6))[4] == 5
+control(0x21, 1, 4, b"")
+control(0xA1, 3, 0, bytes(6))
+"""
+
+
+#: Comes and goes $2 times, each time until the kernel has noticed.
+FLAP = """
+for _ in $(seq "$2"); do
+    echo unplug 0 >"$1"
+    while [ -e /sys/bus/usb/devices/1-1 ]; do sleep 0.1; done
+    echo plug 0 >"$1"
+    until [ -e /sys/bus/usb/devices/1-1/idVendor ]; do sleep 0.1; done
+done
+"""
+
+
+class Tower:
+    """The machine with ports, and what its API says of them."""
+
+    def __init__(self, machine: VirtualMachine) -> None:
+        self.machine = machine
+        key = machine.out("cat", "/var/lib/coral-reef/admin.key")
+        self._client = httpx.Client(
+            base_url=machine.url, headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        )
+
+    def add_ports(self, count: int) -> None:
+        """Each a controller of its own: port N is `usb-N-1`, from 1 on."""
+        self.machine.run("modprobe", "dummy_hcd", f"num={count}", "is_super_speed=0")
+        self.machine.put("/run/fake_coral.py", Path(fake_coral.__file__).read_bytes())
+        program = ["/usr/bin/python3", "/run/fake_coral.py", str(count), FIFO]
+        self.machine.run("systemd-run", "--quiet", "--unit=fake-coral", *program)
+        self.machine.run(
+            "sh", "-c", f"until [ -p {FIFO} ]; do sleep 0.2; systemctl -q is-active fake-coral; done"
+        )
+
+    def order(self, *orders: str) -> None:
+        """`plug N`, `unplug N`, `plug N running`."""
+        self.machine.run("sh", "-c", f"cat >{FIFO}", given="".join(f"{each}\n" for each in orders).encode())
+
+    def tpus(self) -> dict[str, dict[str, Any]]:
+        response = self._client.get("/api/v1/system/tpus")
+        assert response.status_code == 200, response.text
+        return {tpu["id"]: tpu for tpu in response.json()["tpus"]}
+
+    def repairs(self) -> list[str]:
+        return [repair["id"] for repair in self._client.get("/api/v1/system/repairs").json()["repairs"]]
+
+    def until(self, what: str, state: str, count: int) -> dict[str, dict[str, Any]]:
+        """All there are, when as many as `count` are in this state."""
+
+        def found() -> dict[str, dict[str, Any]] | None:
+            tpus = self.tpus()
+            return tpus if [tpu["state"] for tpu in tpus.values()].count(state) == count else None
+
+        try:
+            return wait_for(what, found, within_s=TOLD_WITHIN_S * self.machine.slowness, look_s=0.5)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.tpus()}") from None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def tower(vm: VirtualMachine) -> Iterator[Tower]:
+    found = Tower(vm)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_from_the_boot_loader_to_running_is_one_device(tower: Tower) -> None:
+    tower.add_ports(1)
+    tower.order("plug 0")
+    before = tower.until("its boot loader is there", "boot_loader", 1)["usb-1-1"]
+    node = tower.machine.out("stat", "--format=%U %G %a", before["node"])
+    assert node == "root plugdev 660"
+    tower.machine.run("/usr/bin/python3", "-c", SEND_FIRMWARE, before["node"])
+    after = tower.until("it runs", "ready", 1)
+    assert list(after) == ["usb-1-1"]
+    assert after["usb-1-1"]["node"] != before["node"]
+    tower.order("unplug 0")
+    tower.until("it is gone", "gone", 1)
+
+
+def test_a_tower_of_32(tower: Tower, figures: Figures) -> None:
+    """All at once: each is in the table, each once."""
+    tower.add_ports(MANY)
+    began = time.monotonic()
+    tower.order(*(f"plug {number}" for number in range(MANY)))
+    found = tower.until(f"{MANY} are there", "boot_loader", MANY)
+    figures.add(f"{MANY} TPUs plugged in at once: all in the table after", time.monotonic() - began, "s")
+    assert set(found) == {f"usb-{bus}-1" for bus in range(1, MANY + 1)}
+    tower.order(*(f"unplug {number}" for number in range(MANY)))
+    tower.until("all are gone", "gone", MANY)
+
+
+def test_one_that_comes_and_goes_is_quarantined(tower: Tower) -> None:
+    tower.add_ports(2)
+    tower.order("plug 0", "plug 1")
+    tower.until("both are there", "boot_loader", 2)
+    tower.machine.run("sh", "-c", FLAP, "flap", FIFO, str(FLAPS))
+    found = tower.until("it is in quarantine", "quarantined", 1)
+    assert found["usb-1-1"]["state"] == "quarantined"
+    assert found["usb-2-1"]["state"] == "boot_loader"
+    assert "tpu_quarantined:usb-1-1" in tower.repairs()
+    tower.machine.run("coral-reef", "repair", "fix", "tpu_quarantined:usb-1-1")
+    assert "tpu_quarantined:usb-1-1" not in tower.repairs()
