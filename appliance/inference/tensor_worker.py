@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 from setproctitle import setproctitle
 
@@ -107,7 +108,12 @@ class TensorWorker:
 
     def _report(self, tpu: str, step: TpuStep, detail: str = "") -> None:
         """From any thread: what became of a TPU."""
-        self._loop.call_soon_threadsafe(self._tell, TpuReport(id=tpu, step=step, detail=detail))
+        self._soon(self._tell, TpuReport(id=tpu, step=step, detail=detail))
+
+    def _soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """From any thread, in the loop; a device may end its work after that has ended, just before the process does."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _tell(self, message: Message) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):  # a supervisor that is stopped or gone
@@ -152,7 +158,7 @@ class TensorWorker:
                 self._idle.clear()
 
                 def answer(end: Invoked | Failure) -> None:
-                    self._loop.call_soon_threadsafe(self._answer, connection, end, mine)
+                    self._soon(self._answer, connection, end, mine)
 
                 request = self._engine.submit(message, answer)
                 if request is not None:

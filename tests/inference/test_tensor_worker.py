@@ -230,6 +230,20 @@ async def test_the_supervisors_end_of_the_pipe_is_gone(heard: bool, caplog: pyte
     assert "Exception" not in caplog.text
 
 
+def test_a_tpu_that_is_closed_after_the_loop_has_ended(stand_in: StandIn) -> None:
+    async def serve() -> TensorWorker:
+        stand_in.tell(Fake("pci-0"))
+        async with serving("tpu") as served:
+            served.pipe.send(encode(TpuSet(tpus=[Fake("pci-0").share()])))
+            await look_until("it is open", lambda: served.worker._engine.open_devices)
+            return served.worker
+
+    worker = asyncio.run(serve())
+    device = worker._engine._devices["pci-0"]
+    worker._engine.use_tpus([])
+    device.join(30)  # what its thread raises is an error of this test
+
+
 def test_a_pipe_that_nobody_reads_holds_up_nobody() -> None:
     """A supervisor that is stopped: reports are lost, the worker goes on."""
 
