@@ -243,6 +243,24 @@ def test_roles_decide_what_is_loaded_first(engine: Engine, stand_in: StandIn) ->
     assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
 
 
+def test_the_reserve_takes_over_and_steps_back(engine: Engine, stand_in: StandIn) -> None:
+    memory, spare = Fake("pci-0"), Fake("pci-1")
+    stand_in.tell(memory, spare)
+
+    def roles(second: TpuRole) -> None:
+        engine.engine.use_tpus([memory.share(role=TpuRole.LANGUAGE), spare.share(role=second)])
+
+    roles(TpuRole.RESERVE)
+    engine.until_open(2)
+    wait_for("all are loaded", lambda: engine.engine.steps == 4)
+    assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
+    roles(TpuRole.MEMORY)
+    for _ in range(5):
+        assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-1"]
+    roles(TpuRole.RESERVE)
+    assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
+
+
 def test_models_that_do_not_fit_together_are_swapped(
     engine: Engine, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
