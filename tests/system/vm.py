@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,12 +89,8 @@ class VirtualMachine(Guest):
             *("-device", "virtserialport,chardev=acknowledged,name=acknowledged"),
             *("-chardev", f"socket,id=agent,fd={its_agent.fileno()}"),
             *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
-            *(
-                "-chardev",
-                f"socket,id=monitor,fd={its_monitor.fileno()}",
-                "-mon",
-                "chardev=monitor,mode=control",
-            ),
+            *("-chardev", f"socket,id=monitor,fd={its_monitor.fileno()}"),
+            *("-mon", "chardev=monitor,mode=control"),
         ]
         with its_monitor, its_agent:
             self._process = subprocess.Popen(
@@ -284,7 +281,9 @@ def _json(driver: str, name: str, **more: object) -> str:
 
 def _disks(image: Image, log: IO[bytes] | None) -> tuple[int, int]:
     """The image, open for reading, and an empty layer over it, open for both, that has no name."""
-    base, layer = os.open(image.disk, os.O_RDONLY), os.open("/tmp", os.O_RDWR | os.O_TMPFILE)
+    base = os.open(image.disk, os.O_RDONLY)
+    with tempfile.TemporaryFile(dir="/tmp") as file:
+        layer = os.dup(file.fileno())
     size = str(os.fstat(base).st_size)
     make = ["qemu-img", "create", "-q", "-f", "qcow2", f"/proc/self/fd/{layer}", size]
     subprocess.run(make, pass_fds=[layer], stdout=log, stderr=log, check=True)
@@ -309,14 +308,8 @@ def _qemu(image: Image, port: int) -> list[str]:
         *("-blockdev", _json("raw", "base", file="base-file", **_READ_ONLY)),
         *("-blockdev", _json("file", "layer-file", filename="/dev/fdset/1", locking="off", cache=_CACHE)),
         *("-blockdev", _json("qcow2", "disk", file="layer-file", backing="base", cache=_CACHE)),
-        *(
-            "-device",
-            "virtio-blk-pci,drive=disk",
-            "-device",
-            "virtio-rng-pci",
-            "-device",
-            "virtio-serial-pci",
-        ),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
         *("-netdev", f"user,id=api,restrict=on,{forward}"),
         *("-device", f"virtio-net-pci,netdev=api,mac={API_MAC}"),
     ]
@@ -328,7 +321,7 @@ def main() -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        sys.exit(f"coral-reef: 127.0.0.1:{port}: {error.strerror}; try make vm PORT={port + 1}")
+        sys.exit(f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}")
     found = built()
     base, layer = _disks(found, None)
     console = [
