@@ -13,8 +13,8 @@ from typing import Any
 #: Between two questions whether a command has ended.
 LOOK_S = 0.1
 
-#: Between two attempts to reach an agent that does not run yet.
-RETRY_S = 1.0
+#: QEMU takes a line at once; an agent that does not run yet leaves it in a buffer that is long enough.
+SEND_TIMEOUT_S = 60.0
 
 
 class Gone(AssertionError):
@@ -28,6 +28,7 @@ class _Lines:
         self._socket, self._read = ours, b""
 
     def send(self, value: object, *, before: bytes = b"") -> None:
+        self._socket.settimeout(SEND_TIMEOUT_S)
         try:
             self._socket.sendall(before + json.dumps(value).encode() + b"\n")
         except OSError as error:
@@ -114,7 +115,7 @@ class Agent:
         except TimeoutError:
             return False
 
-    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 120.0) -> Any:
+    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 300.0) -> Any:
         """What the command returns."""
         self._lines.send({"execute": command, "arguments": dict(arguments)})
         answer = json.loads(self._lines.line(time.monotonic() + timeout_s))
