@@ -187,8 +187,9 @@ class TpuTable:
             return  # it lost it before; who has it now has not failed
         now = self._clock()
         stuck = device.there and device.seen.boot_loader and device.own_until > 0
-        device.worker, device.own_until, device.since_node = "", 0.0, device.seen.node
+        device.worker, device.own_until = "", 0.0
         if device.there:
+            device.since_node = device.seen.node
             device.fault, device.stuck = Fault.FAILED, stuck
             device.fault_detail = f"stays in its boot loader: {reason}" if stuck else reason
             repeated = _too_often(device.failures, now, FAILURES, FAILURES_WITHIN_S)

@@ -295,8 +295,11 @@ class TpuDevice(Device):
         """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
         self._wait_for_the_one_before()
         self._report(self.name, TpuStep.OPENING)
-        tpu = self._tpu
+        tpu, probed = self._tpu, self.engine.probed
         self.runtime = self.engine.runtime(tpu)
+        if not probed:
+            # The probe has opened one of them, and the others have waited for that: their time begins only now.
+            self._report(self.name, TpuStep.OPENING)
         self.found = edgetpu.look(self.runtime, tpu.bus, tpu.node, tpu.id)
         # The one that it will load first, if there is one that was not cut.
         known = {name: each.model for name, each in self.engine.models.items()}
@@ -418,6 +421,11 @@ class TensorEngine:
                     device.give(tpu)
         for device in new:
             self._start(device)
+
+    @property
+    def probed(self) -> bool:
+        """Whether the library has been tried."""
+        return self._runtime is not None
 
     def runtime(self, tpu: TpuShare) -> Runtime:
         """The library, after another process has tried it once on the first TPU that is opened: it may crash."""
