@@ -321,7 +321,9 @@ def main() -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        sys.exit(f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}")
+        sys.exit(
+            f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}"
+        )
     found = built()
     base, layer = _disks(found, None)
     console = [
