@@ -48,8 +48,10 @@ OFF_TIMEOUT_S = 60.0
 #: Chooses `tcg` although there is KVM.
 CHOICE = "CORAL_REEF_VM"
 
+#: Without `tsc=reliable` the kernel takes its time from an emulated HPET, and Python asks for it without end.
 KERNEL_COMMAND_LINE = (
-    "console=ttyS0 root=/dev/vda rw loglevel=4 mitigations=off nowatchdog systemd.show_status=true"
+    "console=ttyS0 root=/dev/vda rw loglevel=4 systemd.show_status=true "
+    "mitigations=off nowatchdog tsc=reliable clocksource=tsc"
 )
 
 
@@ -321,7 +323,9 @@ def main() -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        sys.exit(f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}")
+        sys.exit(
+            f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}"
+        )
     found = built()
     base, layer = _disks(found, None)
     console = [
