@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-#: Between two questions whether a command has ended.
-LOOK_S = 0.1
+#: Between two questions whether a command has ended: each costs the machine some of the time that the command could have. The
+#: first comes soon, each later one after a quarter of what it has taken so far, at most the second figure.
+LOOK_S, LOOK_LIMIT_S = 0.05, 2.0
 
 #: QEMU takes a line at once; an agent that does not run yet leaves it in a buffer that is long enough.
 SEND_TIMEOUT_S = 60.0
@@ -129,13 +130,14 @@ class Agent:
         if given:
             arguments["input-data"] = base64.b64encode(given).decode()
         started = self.ask("guest-exec", arguments)
+        began = time.monotonic()
         while True:
             state = self.ask("guest-exec-status", {"pid": started["pid"]})
             if state["exited"]:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{words} has not ended after {timeout_s:g} s")
-            time.sleep(LOOK_S)
+            time.sleep(min(max(LOOK_S, (time.monotonic() - began) / 4), LOOK_LIMIT_S))
         assert not state.get("out-truncated"), f"{words} said too much"
         status = -int(state["signal"]) if "signal" in state else int(state["exitcode"])
         return (
