@@ -149,7 +149,8 @@ class _Completer(Completer):
 class PlainEditor(Editor):
     """For a terminal that only knows signs, line feeds and backspaces, and for what is typed before anybody knows who it is.
 
-    `hidden`: nothing is shown of what is typed. `held`: nothing is shown of a line as long as this holds for it."""
+    `hidden`: nothing is shown of what is typed. `held`: nothing is shown of a line as long as this holds for it. `ignored`: a
+    line for which this holds never was."""
 
     def __init__(
         self,
@@ -158,9 +159,10 @@ class PlainEditor(Editor):
         *,
         hidden: bool = False,
         held: Callable[[str], bool] = lambda _: False,
+        ignored: Callable[[str], bool] = lambda _: False,
     ) -> None:
         super().__init__(terminal, helper)
-        self._hidden, self._held = hidden, held
+        self._hidden, self._held, self._ignored = hidden, held, ignored
         self._text = self._shown = self._prompt = ""
         self._place = 0  # in the history, counted from its end; 0: the line that is being typed
         self._answer: asyncio.Future[str] | None = None
@@ -208,6 +210,8 @@ class PlainEditor(Editor):
 
     def _press(self, press: KeyPress) -> None:
         match press.key:
+            case Keys.ControlM | Keys.ControlJ if self._ignored(self._text):
+                self._update("")
             case Keys.ControlM | Keys.ControlJ:
                 self.terminal.write("\n")
                 if self._answer is not None and not self._answer.done():

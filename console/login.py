@@ -25,6 +25,12 @@ PASSWORD_LIMIT_CHARS = 1024
 
 NAMES = "Names have small letters, digits, '-' and '_'."
 
+#: A desktop's terminal that nobody has set up echoes what we say back to us, prompts and all: after so many lines without a name
+#: it is not heard for a while, longer each time. Who has been silent for longer begins anew.
+NAMELESS_FREE = 5
+NAMELESS_LIMIT_S = 4.0
+FORGIVEN_S = 5.0
+
 #: Who has typed a name and then nothing more has gone.
 PATIENCE_S = 60.0
 
@@ -66,6 +72,8 @@ class Door:
         self._paths, self._terminal, self._line, self._usb = paths, terminal, line, usb
         self._asking = asking
         self._complained = False
+        self._nameless = 0  # lines in a row without a name in them
+        self._nameless_at = 0.0
 
     async def pass_through(self) -> tuple[Control, Person]:
         """Who has come in, and the connection on which they are logged in; the caller closes it."""
@@ -96,6 +104,8 @@ class Door:
         if not name:
             return None
         password = await self._secret("Password: ")
+        if not password:
+            return None
         wanted = Login(request_id="-", name=name, password=password, line=self._line, usb=self._usb)
         return await self._enter(wanted)
 
@@ -142,15 +152,21 @@ class Door:
         self._terminal.keyboard.forget()
 
     async def _name(self, prompt: str) -> str:
-        """The name; empty where there is none in the line, or a program has spoken. As long as nothing is typed, it waits."""
-        editor = PlainEditor(self._terminal, held=may_be_probe)
+        """The name; empty where there is none in the line. As long as nothing is typed, it waits."""
+        editor = PlainEditor(self._terminal, held=may_be_probe, ignored=is_probe)
         line = (await self._edit(editor, prompt, patience_s=None)).strip()
-        if is_probe(line):
-            return ""
         if _NAME.fullmatch(line):
+            self._nameless = 0
             return line
         if line and line.isascii():
             self._terminal.say(NAMES)
+        now = asyncio.get_running_loop().time()
+        self._nameless = self._nameless + 1 if now < self._nameless_at + FORGIVEN_S else 1
+        self._nameless_at = now
+        if self._nameless > NAMELESS_FREE:
+            await asyncio.sleep(min(2.0 ** (self._nameless - NAMELESS_FREE), NAMELESS_LIMIT_S))
+            self._terminal.keyboard.forget()
+            self._nameless_at = asyncio.get_running_loop().time()
         return ""
 
     async def _secret(self, prompt: str) -> str:

@@ -24,6 +24,9 @@ from .tables import print_table
 #: Leaves: Ctrl-], as telnet(1) has it.
 ESCAPE = b"\x1d"
 
+#: Until the line was raw, this side has echoed what the tower said: takes that back, and has a new prompt come.
+HELLO = b"\x15\r"
+
 #: How often a cable that is out is looked for.
 LOOK_S = 0.3
 
@@ -121,7 +124,7 @@ class _Console:
         keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
         self._open = line
         self._resize()
-        out = bytearray()
+        out = bytearray(HELLO)
         while True:
             # What the line does not take waits at the keyboard; not the first megabyte, for Ctrl-] to be heard.
             reading = [line, keyboard] if len(out) < OUT_LIMIT_BYTES else [line]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from appliance.client.address import gateway_url
 from appliance.client.conversation import (
@@ -26,6 +24,9 @@ from console.history import History
 
 from .command import Command, wrong_usage
 
+if TYPE_CHECKING:
+    import httpx
+
 DEFAULT = "coral"
 
 #: As they ship; the gateway says which there really are.
@@ -39,6 +40,8 @@ ENDS = ("/quit", "/exit", "/bye")
 
 
 async def run(context: Context, words: Sequence[str]) -> None:
+    import httpx  # a seventh of what the console takes to start
+
     if len(words) > 1:
         raise wrong_usage(COMMAND)
     url = gateway_url(context.paths)
@@ -96,7 +99,7 @@ class _Talk:
 
     async def _reply(self, line: str) -> None:
         terminal = self._context.terminal
-        printer = Printer(terminal.write, f"{self._name}> ", notices=True)
+        printer = Printer(terminal.write, f"{self._name}> ", columns=lambda: terminal.size().columns)
         with contextlib.closing(printer):
             async with aclosing(self._events(line)) as events:
                 async for event in events:
@@ -109,6 +112,8 @@ class _Talk:
 
     async def _events(self, line: str) -> AsyncGenerator[dict[str, Any], None]:
         """The messages of one reply, as they come. To stop reading them cancels the reply."""
+        import httpx
+
         body = self._conversation.body(line)
         try:
             async with self._client.stream("POST", STREAM_PATH, json=body) as response:
@@ -121,6 +126,8 @@ class _Talk:
             raise CommandFailed(f"lost the gateway: {error}") from None
 
     async def _personas(self) -> list[dict[str, str]]:
+        import httpx
+
         try:
             response = await self._client.get(PERSONAS_PATH)
         except httpx.TransportError as error:

@@ -28,6 +28,7 @@ class Person:
         self._descriptor, self.device, self._smart = descriptor, device, smart
         self._output = b""
         self._seen = self._answered = 0
+        self.echo, self._last_at = False, 0.0
         os.set_blocking(descriptor, False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(descriptor, self._read)
@@ -61,6 +62,10 @@ class Person:
         self._seen = found.end()
         return found
 
+    def quiet_for(self, seconds: float) -> bool:
+        """Whether nothing has been shown for so long."""
+        return self._loop.time() - self._last_at > seconds
+
     def stop_reading(self) -> None:
         """Looks away: from now on the line fills up."""
         self._loop.remove_reader(self._descriptor)
@@ -82,6 +87,10 @@ class Person:
         if not data:
             self._loop.remove_reader(self._descriptor)
         self._output += data
+        self._last_at = self._loop.time()
+        if self.echo:
+            with suppress(BlockingIOError):
+                os.write(self._descriptor, data)
         while self._smart and self.screen.count(WHERE) > self._answered:
             self._answered += 1
             self.type(HERE)

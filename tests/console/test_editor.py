@@ -15,7 +15,7 @@ from console.editor import Editor, FullEditor, Helper, Interrupted, PlainEditor,
 from console.history import History
 from console.keyboard import Keyboard
 from console.line import open_serial
-from console.login import may_be_probe
+from console.login import is_probe, may_be_probe
 from console.terminal import Terminal
 
 from .person import Person, person_on_a_line
@@ -156,19 +156,20 @@ async def test_a_password_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("probe", ["AT", "ATE1", "AT+GCAP", "ATI", "at+cgmi", "AT+CPIN?", "at"])
-async def test_nothing_of_a_probe_is_echoed(probe: str) -> None:
+async def test_a_probe_never_was(probe: str) -> None:
     with person_on_a_line() as person:
         async with terminal_of(person) as terminal:
-            editor = PlainEditor(terminal, held=may_be_probe)
-            assert await typed(person, editor, *probe, "\r") == probe
-            assert person.screen.strip() == "$"
+            editor = PlainEditor(terminal, held=may_be_probe, ignored=is_probe)
+            assert await typed(person, editor, *probe, "\r", "anna\r") == "anna"
+            await person.sees("anna\n")
+            assert person.screen == "$ anna\n"
 
 
 @pytest.mark.parametrize("name", ["anna", "atlas", "a", "bat", "Anna"])
 async def test_names_are_echoed(name: str) -> None:
     with person_on_a_line() as person:
         async with terminal_of(person) as terminal:
-            editor = PlainEditor(terminal, held=may_be_probe)
+            editor = PlainEditor(terminal, held=may_be_probe, ignored=is_probe)
             asked = asyncio.create_task(editor.ask("$ "))
             await person.sees(r"\$")
             person.type(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.identity.roles import Role
+from console.login import FORGIVEN_S, NAMELESS_FREE, NAMELESS_LIMIT_S
 from tests.waiting import look_until
 
 from .appliance import NAME, PASSWORD, Place, log_in, place
@@ -109,6 +110,20 @@ async def test_probes_of_modems_are_neither_echoed_nor_taken_for_a_name(there: P
             await person.sees("Welcome")
             assert "AT" not in person.screen
             assert person.screen.count("Password") == 1
+
+
+async def test_a_desktop_that_echoes_everything_is_not_talked_to_for_ever(there: Place) -> None:
+    """What nobody has set up, as `cat /dev/ttyACM0` has it: prompts come back as input, and would bring about prompts."""
+    there.add_user()
+    with person_on_a_line() as person:
+        person.echo = True
+        async with there.serving(person):
+            await look_until("it was talked to", lambda: person.screen.count("login: ") > NAMELESS_FREE)
+            await look_until("it has fallen silent", lambda: person.quiet_for(1.0))
+            person.echo = False
+            await look_until("it is heard again", lambda: person.quiet_for(NAMELESS_LIMIT_S + FORGIVEN_S))
+            person.type("\x15\r")
+            await log_in(person)
 
 
 async def test_a_supervisor_that_does_not_run_is_waited_for() -> None:

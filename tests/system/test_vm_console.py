@@ -101,6 +101,11 @@ def types(*pairs: str) -> list[tuple[str, str]]:
     return [("type" if number % 2 == 0 else "see", text) for number, text in enumerate(pairs)]
 
 
+def asks(command: str, answer: str) -> list[tuple[str, str]]:
+    """A command in the shell, what it answers, and the next prompt."""
+    return [*types(f"{command}\r", answer), ("see", SHELL)]
+
+
 def log_in(password: str = PASSWORD) -> list[tuple[str, str]]:
     return [
         ("see", "login: "),
@@ -137,9 +142,16 @@ def test_somebody_comes_looks_chats_and_pulls_the_cable(
             f"{NAME}\r", "New password: ", f"{PASSWORD}\r", "Once more: ", f"{PASSWORD}\r", f"Welcome, {NAME}"
         ),
         ("see", SHELL),
-        *types("status\r", "is ready", "tpu\r", "No TPU is attached", "net\r", "usb0", "user\r", f"{NAME} +"),
-        *types("logs -n 40\r", "coral-reef", "logs -f\r", "has begun", CTRL_C, SHELL),
-        *types("chat finn\r", "you>", "Hello\r", r"Finn> \w", "\r", "you>", CTRL_D, SHELL),
+        *asks("status", "is ready"),
+        *asks("tpu", "No TPU is attached"),
+        *asks("net", "usb0"),
+        *asks("user", f"{NAME} +admin"),
+        *asks("logs -n 40", "ttyGS0: anna has begun"),
+        *types("logs -f\r", "ttyGS0: anna has begun", CTRL_C, r"\^C"),
+        ("see", SHELL),
+        *types("chat finn\r", "You are talking to Finn"),
+        ("see", "you>"),
+        *types("Hello\r", r"Finn> \w", CTRL_C, "you>", CTRL_D, SHELL),
         ("run", PULL),
         ("see", "the line has gone"),
         ("see", "waiting for the cable"),
@@ -173,7 +185,7 @@ def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) 
         lambda: "nobody is attached any more" in tower.journal("all", f"--unit={CONSOLE}"),
     )
     tower.run("sh", "-c", AWAKE)
-    done = see_them_do(tower, *log_in(), *types("status\r", "is ready"), *LEAVES)
+    done = see_them_do(tower, *log_in(), *asks("status", "is ready"), *LEAVES)
     assert "half a line" not in done["screen"]
 
 
@@ -212,8 +224,7 @@ def test_a_megabyte(tower: VirtualMachine) -> None:
         *log_in(),
         ("paste", "x" * 1_000_000),
         ("see", "bytes were refused"),
-        *types("status\r", "is ready"),
-        ("see", SHELL),
+        *asks("status", "is ready"),
         *LEAVES,
         timeout_s=600,
     )
