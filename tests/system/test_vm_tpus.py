@@ -75,6 +75,8 @@ class Tower:
 
     def add_ports(self, count: int) -> None:
         """Each a controller of its own: port N is `usb-N-1`, from 1 on."""
+        # The appliance would take the first of them for its own USB link.
+        self.machine.run("systemctl", "mask", "--runtime", "--now", "coral-reef-gadget.service")
         self.machine.run("modprobe", "dummy_hcd", f"num={count}", "is_super_speed=0")
         self.machine.put("/run/fake_coral.py", Path(fake_coral.__file__).read_bytes())
         program = ["/usr/bin/python3", "/run/fake_coral.py", str(count), FIFO]
