@@ -9,11 +9,11 @@ STATE ?= .state
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench test-long install uninstall lock native wheel model models-small models-tpu clean
+.PHONY: help run test test-system test-long check format bench image vm install uninstall lock native wheel model models-small models-tpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PORT= and STATE= change where 'make run' listens (8080) and keeps everything (.state)"
+	@echo "  PORT= and STATE= change where 'make run' listens (8080; 'make vm' too) and keeps everything (.state)"
 
 run:  ## start the appliance on this machine (Ctrl-C stops it)
 	@./scripts/install run
@@ -22,7 +22,7 @@ run:  ## start the appliance on this machine (Ctrl-C stops it)
 test:  ## pass every test
 	@./scripts/install test
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest -m system
+	@$(MAKE) --no-print-directory test-system
 
 check:  ## the fast loop: format, lint, types, import order, unit tests
 	@./scripts/install check
@@ -41,9 +41,21 @@ bench:  ## measure; prints our figure, the limit's and the ratio
 	@./scripts/install test
 	@$(BIN)/python -m tests.bench $(SECTIONS)
 
-test-long:  ## the long versions of the tests
+test-system:  ## the whole appliance: on this machine, under a systemd of its own, in a virtual machine (25 minutes)
 	@./scripts/install test
-	@$(BIN)/python -m pytest -m system --long
+	@$(BIN)/python -m pytest -v -m system
+
+test-long:  ## the same for longer; writes tests/system/LONG.md
+	@./scripts/install test
+	@$(BIN)/python -m pytest -v -m system --long
+
+image:  ## make the disk of the virtual machine (root; a minute, kept for a day)
+	@./scripts/install test
+	@$(BIN)/python -m tests.system.image
+
+vm:  ## boot the appliance in a virtual machine, its console here (root)
+	@./scripts/install test
+	@exec $(BIN)/python -m tests.system.vm
 
 install:  ## make it a system service (root), or fill the tree below DESTDIR=
 	@DESTDIR="$(abspath $(DESTDIR))" ./scripts/install system

@@ -14,6 +14,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from rich.console import Console
 
 from appliance.client import screen
+from appliance.client.folding import folded
 from appliance.client.screen import Part
 
 from .keyboard import Keyboard
@@ -104,19 +105,17 @@ class Terminal:
         self._stream.write(text)
 
     def say(self, text: str) -> None:
-        """A line of text."""
-        self.write(f"{text}\n")
+        """A line of text, or more."""
+        self.write(f"{folded(text, self.size().columns)}\n")
 
     def show(self, parts: Iterable[Part]) -> None:
-        """Draws lines and tables."""
-        screen.show(parts, self._canvas(self._stream))
+        """Draws lines and tables, folded between words."""
+        self._draw(parts, self._stream)
 
     def drawn(self, parts: Iterable[Part]) -> list[str]:
         """The lines that `show` would draw, folded as the screen folds them."""
         page = io.StringIO()
-        canvas = self._canvas(page)
-        for part in parts:
-            canvas.print(screen.renderable(part))
+        self._draw(parts, page)
         return page.getvalue().splitlines()
 
     def clear(self) -> None:
@@ -134,9 +133,9 @@ class Terminal:
             enable_cpr=False,
         )
 
-    def _canvas(self, page: _Stream | io.StringIO) -> Console:
+    def _draw(self, parts: Iterable[Part], page: _Stream | io.StringIO) -> None:
         size = self.size()
-        return Console(
+        canvas = Console(
             file=page,  # type: ignore[arg-type]
             width=size.columns,
             height=size.rows,
@@ -146,3 +145,5 @@ class Terminal:
             highlight=False,
             _environ={},
         )
+        for part in parts:
+            canvas.print(screen.renderable(part))

@@ -235,9 +235,12 @@ class Chat:
         *,
         history_messages: int,
         message_limit_chars: int,
+        defaults: Sampling,
         emotions: Emotions | None = None,
     ) -> None:
         self.personas = personas
+        #: How a reply is drawn where its question does not say.
+        self.defaults = defaults
         self._store, self._generator, self._emotions = store, generator, emotions
         self._history_messages, self._message_limit_chars = history_messages, message_limit_chars
         self._running: dict[asyncio.Task[None], Reply] = {}

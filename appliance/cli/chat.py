@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -202,11 +203,15 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
+def _columns() -> int:
+    return max(shutil.get_terminal_size().columns, 2)
+
+
 def _say(stream: _Stream, message: str, *, as_json: bool, before: str = "") -> int:
     """Asks and prints the reply as it comes, on a line that begins with `before`. Leaving early (Ctrl-C) closes the stream, which
     cancels the reply."""
-    notices = not as_json and sys.stdout.isatty()
-    printer = Printer((lambda _: None) if as_json else _write, before, notices=notices)
+    columns = _columns if sys.stdout.isatty() and not as_json else None
+    printer = Printer((lambda _: None) if as_json else _write, before, columns=columns)
     with contextlib.closing(stream.ask(message)) as events, contextlib.closing(printer):
         for event in events:
             if as_json:

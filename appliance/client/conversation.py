@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
+from rich.cells import cell_len
 
+from .folding import Folding
 from .screen import printable
 
 #: Where messages are posted; the answer is server-sent events.
@@ -64,11 +66,14 @@ class Outcome(NamedTuple):
 
 
 class Printer:
-    """Writes a reply as it comes, on a line that begins with `before`. What it waits for stands there until the first word, where
-    `notices` are wanted: on a terminal."""
+    """Writes a reply as it comes, on a line that begins with `before`. On a screen of so many `columns` its lines end between
+    words, and what it waits for stands there until the first one."""
 
-    def __init__(self, write: Callable[[str], None], before: str = "", *, notices: bool) -> None:
-        self._write, self._before, self._notices = write, before, notices
+    def __init__(
+        self, write: Callable[[str], None], before: str = "", *, columns: Callable[[], int] | None = None
+    ) -> None:
+        self._write, self._before, self._notices = write, before, columns is not None
+        self._folding = Folding(write, columns, column=cell_len(before)) if columns else None
         self._notice = ""
 
     def take(self, event: dict[str, Any]) -> Outcome | None:
@@ -77,18 +82,25 @@ class Printer:
         payload = event["payload"]
         match event["type"]:
             case "token":
-                self._write(printable(payload["content"]))
+                (self._folding or self._write)(printable(payload["content"]))
             case "done":
+                self._flush()
                 self._write(" [cut off: too long]\n" if payload["finish_reason"] == "length" else "\n")
                 return Outcome()
             case "error":
+                self._flush()
                 self._write("\n")
                 return Outcome(printable(payload["message"]))
         return None
 
     def close(self) -> None:
-        """Takes a notice away that is left when the reply is cancelled."""
+        """What is left when the reply is cancelled: a notice to be taken away, half a word."""
         self._show("")
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._folding is not None:
+            self._folding.flush()
 
     def _show(self, notice: str) -> None:
         if not self._notices or notice == self._notice:

@@ -17,7 +17,7 @@ APPEARING, BOOT_LOADER, READY, LEASED, HOT, FAULTY, QUARANTINED, GONE = TpuState
 #: state -> the states that may follow it
 NEXT: dict[TpuState, frozenset[TpuState]] = {
     APPEARING: frozenset({BOOT_LOADER, READY, HOT, FAULTY, QUARANTINED, GONE}),
-    BOOT_LOADER: frozenset({APPEARING, LEASED, FAULTY, QUARANTINED, GONE}),
+    BOOT_LOADER: frozenset({APPEARING, LEASED, QUARANTINED, GONE}),
     READY: frozenset({APPEARING, LEASED, HOT, FAULTY, QUARANTINED, GONE}),
     LEASED: frozenset({APPEARING, BOOT_LOADER, READY, HOT, FAULTY, QUARANTINED, GONE}),
     HOT: frozenset({APPEARING, READY, LEASED, FAULTY, QUARANTINED, GONE}),
@@ -45,8 +45,9 @@ class Device:
     """All that is known of one TPU; times in seconds on the table's clock.
 
     `seen` is what it was last seen as, `there` whether it still is. `home` is the role of its slot, `role` what it does now.
-    Until `own_until`, its going and coming is our own doing: an open resets the port. `stuck`: somebody tried to open it, and it
-    is in its boot loader all the same.
+    Until `own_until`, its going and coming is our own doing: an open resets the port. Events of other nodes than
+    `since_node` are older, until one names it; those in `left_nodes` are known to have gone. `stuck`: somebody tried to open it,
+    and it is in its boot loader all the same.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Device:
     worker: str = ""
     own_until: float = 0.0
     own_removals: int = 0
+    since_node: str = ""
+    left_nodes: deque[str] = field(default_factory=lambda: deque(maxlen=8))
     resetting: bool = False
     heat: Heat = Heat.NORMAL
     temperature_c: float | None = None

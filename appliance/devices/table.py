@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 #: Opening takes 3.2 s, and blocks for 25 s when the device does not come back (libedgetpu's own sleeps and retries).
 OPENING_S = 30.0
 
-#: After an open that succeeded, its last events may still be on their way.
-OPENED_S = 3.0
+#: After a reset has returned, the port may be empty for a while yet.
+RESET_S = 3.0
 
 #: A reset is one removal; the boot loader's dance is one or two. More in one go is a device that resets endlessly.
 OWN_REMOVALS_LIMIT = 3
@@ -81,14 +81,23 @@ class TpuTable:
         device.stuck = device.stuck and seen.boot_loader
         self._settle(device, now)
 
-    def removed(self, tpu_id: str, *, unseen: bool = False) -> None:
-        """A TPU went away. `unseen`: even if it had not been seen since it went away last, it was there meanwhile."""
+    def removed(self, tpu_id: str, *, node: str = "", unseen: bool = False) -> None:
+        """A TPU went away. `node`: the one that it had, which tells late events of the port's earlier lives. `unseen`: even if it
+        had not been seen since it went away last, it was there meanwhile."""
         device = self._devices.get(tpu_id)
-        if device is None or not (device.there or unseen):
+        if device is None:
             return
         now = self._clock()
-        device.there = False
-        device.heat, device.temperature_c = Heat.NORMAL, None
+        older = bool(device.since_node) and node != device.since_node
+        if node == device.since_node:
+            device.since_node = ""
+        if device.there and (not node or device.seen.node in ("", node)):
+            device.there = False
+            device.heat, device.temperature_c = Heat.NORMAL, None
+        elif older or node in device.left_nodes or not (device.there or unseen):
+            return
+        if left := node or device.seen.node:
+            device.left_nodes.append(left)
         if now < device.own_until and device.own_removals < OWN_REMOVALS_LIMIT:
             device.own_removals += 1
         else:
@@ -146,34 +155,41 @@ class TpuTable:
         device.worker = worker
         if device.seen.bus is TpuBus.USB:
             device.own_until, device.own_removals = now + OPENING_S, 0
+            device.since_node = device.seen.node
         self._settle(device, now)
 
     def opened(self, tpu_id: str, worker: str) -> None:
-        """It has. TpuNotUsable when the TPU was lost meanwhile, or is another's."""
+        """It has, and what was seen last is what it has open: so from now on, nothing that happens to that one is our own doing.
+        TpuNotUsable when the TPU was lost meanwhile, or is another's."""
         device = self._find(tpu_id)
         if device.worker != worker:
             self.opening(tpu_id, worker)
-        now = self._clock()
-        if device.own_until:
-            device.own_until = now + OPENED_S
-        self._settle(device, now)
+        # One that was opened runs: what is in its boot loader after it had been away is another life of it.
+        anew = device.own_removals > 0 and device.seen.boot_loader
+        device.own_until = 0.0
+        device.since_node = device.seen.node
+        if anew or not device.there:
+            self._end_lease(device, "went away as soon as it was open")
+        self._settle(device, self._clock())
 
-    def closed(self, tpu_id: str) -> None:
-        """Nobody has it open any more, and nothing is wrong with it."""
-        if device := self._devices.get(tpu_id):
+    def closed(self, tpu_id: str, worker: str) -> None:
+        """The worker has it open no more, and nothing is wrong with it."""
+        device = self._devices.get(tpu_id)
+        if device is not None and device.worker == worker:
             device.worker, device.own_until = "", 0.0
             self._settle(device, self._clock())
 
-    def failed(self, tpu_id: str, reason: str) -> None:
-        """Whoever used it had to give it up: not opened, an error, no answer. It is tried again a little later, until it has
-        failed too often."""
+    def failed(self, tpu_id: str, worker: str, reason: str) -> None:
+        """The worker had to give it up: not opened, an error, no answer. It is tried again a little later, until it has failed
+        too often."""
         device = self._devices.get(tpu_id)
-        if device is None:
-            return
+        if device is None or device.worker != worker:
+            return  # it lost it before; who has it now has not failed
         now = self._clock()
         stuck = device.there and device.seen.boot_loader and device.own_until > 0
         device.worker, device.own_until = "", 0.0
         if device.there:
+            device.since_node = device.seen.node
             device.fault, device.stuck = Fault.FAILED, stuck
             device.fault_detail = f"stays in its boot loader: {reason}" if stuck else reason
             repeated = _too_often(device.failures, now, FAILURES, FAILURES_WITHIN_S)
@@ -188,8 +204,7 @@ class TpuTable:
     def worker_gone(self, worker: str) -> None:
         """A worker died: what it had open is nobody's."""
         for device in self._devices.values():
-            if device.worker == worker:
-                self.closed(device.id)
+            self.closed(device.id, worker)
 
     # --- what the owner wants -----------------------------------------------------------------------------------
 
@@ -220,7 +235,7 @@ class TpuTable:
         if device := self._devices.get(tpu_id):
             now = self._clock()
             device.resetting = False
-            device.own_until = now + OPENED_S if device.own_until else 0.0
+            device.own_until = now + RESET_S if device.own_until else 0.0
             device.lacking_since = now
             self._settle(device, now)
 

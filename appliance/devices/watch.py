@@ -33,7 +33,7 @@ UDEV_CONTROL = "run/udev/control"
 #: Events that are taken before others get their turn.
 BATCH = 64
 
-#: When a PCIe TPU went away, its folder may still be there, or only its driver went: looked at again after this.
+#: When a TPU went away, its folder may still be there, or half of it, or only its driver went: looked at again after this.
 SECOND_LOOK_S = 0.5
 
 #: Between the attempts to reset a TPU that somebody still has open.
@@ -81,7 +81,7 @@ class DeviceWatch:
         self._to_read = asyncio.Event()
         self._monitor: Monitor | None = None
         self._readable = asyncio.Event()
-        self._second_look: float | None = None
+        self._second_looks: dict[tuple[TpuBus, str], float] = {}  # when, by bus and on USB by port
         self._touched = asyncio.Event()
         self.hotplug = Hotplug.POLLED
 
@@ -113,20 +113,28 @@ class DeviceWatch:
         ]
 
     def opening(self, tpu_id: str, worker: str) -> None:
-        """See `TpuTable.opening`; so the others."""
-        self.table.opening(tpu_id, worker)
-        self._tell()
+        """See `TpuTable.opening`; so the others. What a worker says of a TPU is about what is at its port now, whatever events of
+        it are still on their way."""
+        self._look_at(tpu_id)
+        try:
+            self.table.opening(tpu_id, worker)
+        finally:
+            self._tell()
 
     def opened(self, tpu_id: str, worker: str) -> None:
-        self.table.opened(tpu_id, worker)
+        self._look_at(tpu_id)
+        try:
+            self.table.opened(tpu_id, worker)
+        finally:
+            self._tell()
+
+    def closed(self, tpu_id: str, worker: str) -> None:
+        self.table.closed(tpu_id, worker)
         self._tell()
 
-    def closed(self, tpu_id: str) -> None:
-        self.table.closed(tpu_id)
-        self._tell()
-
-    def failed(self, tpu_id: str, reason: str) -> None:
-        self.table.failed(tpu_id, reason)
+    def failed(self, tpu_id: str, worker: str, reason: str) -> None:
+        self._look_at(tpu_id)
+        self.table.failed(tpu_id, worker, reason)
         self._tell()
 
     def worker_gone(self, worker: str) -> None:
@@ -221,23 +229,32 @@ class DeviceWatch:
         self._tell()
 
     def _usb_event(self, event: Event) -> None:
-        seen = self._sysfs.usb(event.name)
         if event.action == "remove":
-            self.table.removed(f"usb-{event.name}", unseen=True)
+            seen = self._sysfs.usb(event.name)
+            self.table.removed(f"usb-{event.name}", node=event.node, unseen=True)
             # A folder that still stands is the removed device's, unless its number shows that it is the next one's.
-            if seen is None or not event.node or seen.node == event.node:
-                return
-        if seen is not None:
+            if seen is not None and event.node and seen.node not in ("", event.node):
+                self.table.see(seen)
+            self._second_looks[TpuBus.USB, event.name] = self._clock() + SECOND_LOOK_S
+        else:
+            self._look_at_port(event.name)
+
+    def _look_at_port(self, port: str) -> None:
+        if (seen := self._sysfs.usb(port)) is not None:
             self.table.see(seen)
         else:
-            self.table.removed(f"usb-{event.name}")
+            self.table.removed(f"usb-{port}")
+
+    def _look_at(self, tpu_id: str) -> None:
+        if tpu_id.startswith("usb-"):
+            self._look_at_port(tpu_id.removeprefix("usb-"))
 
     def _pcie_removed(self, name: str) -> None:
         """An apex device, by its name, or a device on PCI, by its address. What stays there is found at the second look."""
         for device in list(self.table.devices()):
             if device.there and (device.id == f"pci-{name}" or device.seen.sysfs == f"/{APEX_CLASS}/{name}"):
                 self.table.removed(device.id)
-                self._second_look = self._clock() + SECOND_LOOK_S
+                self._second_looks[TpuBus.PCIE, ""] = self._clock() + SECOND_LOOK_S
 
     def look_at_all(self) -> None:
         """Makes the table what /sys shows now."""
@@ -249,7 +266,9 @@ class DeviceWatch:
     async def _wait_for_time(self) -> None:
         """Wakes for the next deadline; whatever makes one wakes it sooner."""
         while True:
-            deadlines = [when for when in (self._second_look, self.table.next_deadline()) if when is not None]
+            deadlines = list(self._second_looks.values())
+            if (due := self.table.next_deadline()) is not None:
+                deadlines.append(due)
             delay = max(0.0, min(deadlines) - self._clock()) if deadlines else None
             try:
                 async with asyncio.timeout(delay):
@@ -261,9 +280,12 @@ class DeviceWatch:
     def pass_time(self) -> None:
         """Does what is due by now."""
         now = self._clock()
-        if self._second_look is not None and now >= self._second_look:
-            self._second_look = None
-            self.table.resync_bus(TpuBus.PCIE, self._sysfs.scan_pcie())
+        for bus, port in [each for each, when in self._second_looks.items() if now >= when]:
+            del self._second_looks[bus, port]
+            if bus is TpuBus.USB:
+                self._look_at_port(port)
+            else:
+                self.table.resync_bus(bus, self._sysfs.scan_pcie())
         self.table.tick()
         self._publish()
 

@@ -123,6 +123,8 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
             tasks: list[asyncio.Task[None]] = []
 
             def ready() -> None:
+                # What is there now stays: to look through it for cycles kept every client waiting for 150 ms now and then.
+                gc.freeze()
                 tasks.append(asyncio.create_task(beating(), name="beat"))
 
             await serve(paths, settings.appliance, listeners, ready, parent.changed)

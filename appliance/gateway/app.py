@@ -20,12 +20,12 @@ from appliance import __version__
 from appliance.chat.personas import load_personas
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
-from appliance.config.appliance import Chat as ChatSettings
 from appliance.identity.keys import ApiKeys
 from appliance.paths import Paths
 from appliance.storage.async_store import AsyncStore
 from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
+from appliance.wire.messages import Sampling
 
 from . import embeddings, rest, websocket
 from .auth import Authentication
@@ -71,6 +71,11 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
                     history_messages=appliance.chat.history_messages,
                     message_limit_chars=appliance.gateway.message_limit_chars,
                     emotions=tensors,
+                    defaults=Sampling(
+                        max_tokens=appliance.chat.max_tokens,
+                        temperature=appliance.chat.temperature,
+                        top_p=appliance.chat.top_p,
+                    ),
                 )
                 app.state.update(
                     {
@@ -94,9 +99,6 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
     async def chat_service(state: State) -> Chat:
         found: Chat = state.chat
         return found
-
-    async def chat_settings() -> ChatSettings:
-        return appliance.chat
 
     async def conversations(state: State) -> ConversationStore:
         found: ConversationStore = state.conversations
@@ -126,7 +128,6 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
         exception_handlers=HANDLERS,
         dependencies={
             "chat_service": Provide(chat_service),
-            "chat_settings": Provide(chat_settings),
             "conversations": Provide(conversations),
             "generator": Provide(generator),
             "tensors": Provide(tensors),

@@ -17,7 +17,6 @@ from litestar.response import Stream
 from appliance import __version__
 from appliance.chat.errors import ChatError, Unavailable
 from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
-from appliance.config.appliance import Chat as ChatSettings
 from appliance.wire.messages import (
     FinishReason,
     Hotplug,
@@ -118,10 +117,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def question(
-    data: ChatRequest, settings: ChatSettings, *, whole: bool = False, feeling: bool = True
-) -> Question:
-    """A request with what it leaves out filled in from the configuration. `whole`: the client gets the reply in one piece;
+def question(data: ChatRequest, defaults: Sampling, *, whole: bool = False, feeling: bool = True) -> Question:
+    """A request with what it leaves out filled in. `whole`: the client gets the reply in one piece;
     `feeling`: it hears what the reply expresses."""
     return Question(
         persona_id=data.persona_id,
@@ -132,9 +129,9 @@ def question(
         whole=whole,
         feeling=feeling,
         sampling=Sampling(
-            max_tokens=data.max_tokens or settings.max_tokens,
-            temperature=settings.temperature if data.temperature is None else data.temperature,
-            top_p=data.top_p or settings.top_p,
+            max_tokens=data.max_tokens or defaults.max_tokens,
+            temperature=defaults.temperature if data.temperature is None else data.temperature,
+            top_p=data.top_p or defaults.top_p,
             stop=data.stop or [],
             seed=data.seed,
         ),
@@ -163,12 +160,11 @@ async def chat(
     request: CallerRequest,
     data: JSONBody[ChatRequest],
     chat_service: NamedDependency[Chat],
-    chat_settings: NamedDependency[ChatSettings],
 ) -> ChatResponse:
     """Answers when the reply is complete and stored. A client that disconnects cancels it."""
     caller = request.user
     reply = await chat_service.reply(
-        question(data, chat_settings, whole=True, feeling=False),
+        question(data, chat_service.defaults, whole=True, feeling=False),
         owner=caller.subject,
         may_read_all=caller.may_read_all,
     )
@@ -203,13 +199,12 @@ async def chat_stream(
     request: CallerRequest,
     data: JSONBody[ChatRequest],
     chat_service: NamedDependency[Chat],
-    chat_settings: NamedDependency[ChatSettings],
 ) -> Stream:
     """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., perhaps `persona_emotion`, then
     `done` or `error`. While a long conversation is read, `system` with the event `progress` tells how far."""
     caller = request.user
     reply = await chat_service.reply(
-        question(data, chat_settings), owner=caller.subject, may_read_all=caller.may_read_all
+        question(data, chat_service.defaults), owner=caller.subject, may_read_all=caller.may_read_all
     )
     return Stream(
         _server_sent(reply),

@@ -16,7 +16,6 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from appliance.chat.errors import BadMessage, ChatError, Forbidden, Unavailable
 from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
-from appliance.config.appliance import Chat as ChatSettings
 from appliance.identity.roles import Role
 
 from .auth import SUBPROTOCOL, Caller
@@ -61,10 +60,8 @@ SESSION_OVER = 1008
 class _Session:
     """One connection: its replies, and who may write to it."""
 
-    def __init__(
-        self, socket: CallerSocket, chat: Chat, settings: ChatSettings, events: Events, tokens: SessionTokens
-    ) -> None:
-        self._socket, self._chat, self._settings, self._events = socket, chat, settings, events
+    def __init__(self, socket: CallerSocket, chat: Chat, events: Events, tokens: SessionTokens) -> None:
+        self._socket, self._chat, self._events = socket, chat, events
         self._tokens = tokens
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,7 +177,7 @@ class _Session:
         caller = self._socket.user
         try:
             reply = await self._chat.reply(
-                question(payload, self._settings, whole=not payload.stream),
+                question(payload, self._chat.defaults, whole=not payload.stream),
                 owner=caller.subject,
                 may_read_all=caller.may_read_all,
             )
@@ -231,11 +228,10 @@ class _Session:
 async def chat_socket(
     socket: CallerSocket,
     chat_service: NamedDependency[Chat],
-    chat_settings: NamedDependency[ChatSettings],
     generator: NamedDependency[LeasedGenerator],
     session_tokens: NamedDependency[SessionTokens],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, chat_settings, generator.events, session_tokens).run()
+    await _Session(socket, chat_service, generator.events, session_tokens).run()

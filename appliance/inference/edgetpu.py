@@ -5,14 +5,16 @@ LiteRT. LiteRT's own `load_delegate` is not used: it calls the library with the 
 3.2 s. Nor are indices (`usb:1`): they count an unsorted listing that is another one a moment later. libedgetpu opens by path,
 too.
 
-`python -m appliance.inference.edgetpu BUS NODE ID MODEL` runs a compiled model once: what a library that was built for another
-TensorFlow makes of it is a crash, which no exception tells.
+`python -m appliance.inference.edgetpu PARENT BUS NODE ID MODEL` runs a compiled model once: what a library that was built for
+another TensorFlow makes of it is a crash, which no exception tells. It ends with the process PARENT, so that nobody has the TPU
+open whom nobody waits for.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from typing import Any, Protocol
 import msgspec
 from ai_edge_litert.interpreter import Interpreter
 
+from appliance.process import die_with_parent
 from appliance.wire.messages import TpuBus
 
 from .errors import EdgeTpuFailed, EdgeTpuGone, LibraryUnusable
@@ -185,7 +188,7 @@ def look(runtime: Runtime, bus: TpuBus, node: str, tpu: str) -> Found:
 def probe(bus: TpuBus, node: str, tpu: str, model: Path) -> None:
     """Lets another process run a compiled model once. LibraryUnusable when there is no library or it crashes, EdgeTpuFailed when
     the TPU does not do it."""
-    command = [sys.executable, "-m", __name__, bus, node, tpu, str(model)]
+    command = [sys.executable, "-m", __name__, str(os.getpid()), bus, node, tpu, str(model)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
@@ -201,7 +204,8 @@ def probe(bus: TpuBus, node: str, tpu: str, model: Path) -> None:
         raise (LibraryUnusable if done.returncode == NO_LIBRARY else EdgeTpuFailed)(said)
 
 
-def main(bus: str, node: str, tpu: str, model: str) -> int:
+def main(parent: str, bus: str, node: str, tpu: str, model: str) -> int:
+    die_with_parent(int(parent))
     try:
         found = runtime()
         found.interpreter(look(found, TpuBus(bus), node, tpu), Path(model)).invoke()
@@ -215,4 +219,4 @@ def main(bus: str, node: str, tpu: str, model: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:6]))

@@ -202,6 +202,10 @@ class _Reader:
 
     def gguf(self) -> Gguf:
         magic = self._bytes(4, "magic")
+        if magic != b"GGUF" and self._file.read(4) == b"TFL3":
+            raise GgufBroken(
+                "a TensorFlow Lite model: none can be added; 'make models-tpu' compiles those that ship for Edge TPUs"
+            )
         if magic != b"GGUF":
             raise GgufBroken(f"not a GGUF file: it begins with {magic!r}")
         version = self._number("<I", "version")

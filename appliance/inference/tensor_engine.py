@@ -146,28 +146,40 @@ class Device(threading.Thread, ABC):
     def make(self, loaded: Loaded) -> Runner | Pipeline:
         """An interpreter of the model on it."""
 
+    def release(self) -> None:
+        """Lets go of what it has of the device, as its thread ends."""
+        self._runners.clear()
+
     def failed(self, error: Exception) -> None:
         """It is of no more use."""
+
+    def left(self) -> None:
+        """Nobody wants it any more, and it is let go of."""
 
     def stuck(self) -> tuple[float, str]:
         """Since when an invoke has not returned, and on which TPU; 0 when none runs."""
         return self.invoking_since, self.name
 
     def run(self) -> None:
-        if (trouble := self._opened()) is not None:
-            self.engine.lost(self)
+        trouble = self._opened()
+        if trouble is None and self.engine.joined(self):
+            trouble = self._worked()
+        if trouble is not None:
+            self.engine.lost(self, trouble)
+        self.release()
+        if trouble is not None:
             self.failed(trouble)
-            return
-        if not self.engine.joined(self):
-            return
+        else:
+            self.left()
+
+    def _worked(self) -> EdgeTpuFailed | None:
+        """Works until it is closed, or of no more use."""
         while (work := self._next()) is not None:
             done = self._performed(work)
             if isinstance(done, EdgeTpuFailed):
-                self.engine.lost(self, done)
-                self.failed(done)
-                break
+                return done
             self.engine.finished(self, work, done)
-        self._runners.clear()
+        return None
 
     def _opened(self) -> InferenceError | None:
         """Opens it; returns why it could not be."""
@@ -259,28 +271,43 @@ class TpuDevice(Device):
     ) -> None:
         """`before` is the thread that had the TPU last."""
         super().__init__(engine, tpu.id, engine.invocations)
-        self._tpu, self._report, self._before = tpu, report, before
-        kinds = ROLES[tpu.role]
-        self.share = tpu.share
-        self.prefers = frozenset(
-            each.model.name for each in engine.models.values() if each.model.kind in kinds
-        )
-        self.reserve = tpu.role is TpuRole.RESERVE
+        self._report, self._before = report, before
+        self.give(tpu)
         self.memory_bytes = TPU_MEMORY_BYTES
         self.runtime: Runtime | None = None
         self.found: Found | None = None
+        #: As long as one interpreter is there, the library keeps the TPU open: to open it again would reset its port.
+        self._first: Runner | None = None
+
+    def give(self, tpu: TpuShare) -> None:
+        """What of its time it may use, and what for. Under the engine's lock."""
+        self._tpu, self.share = tpu, tpu.share
+        kinds = ROLES[tpu.role]
+        models = (each.model for each in self.engine.models.values())
+        self.prefers = frozenset(model.name for model in models if model.kind in kinds)
+        self.reserve = tpu.role is TpuRole.RESERVE
+        if self.name in self.pool.devices:
+            self.pool.set_share(self.name, self.share)
+            self.pool.set_role(self.name, prefers=self.prefers, reserve=self.reserve)
+            self.wake.notify()
 
     def open(self) -> None:
         """Finds it in the library's listing: opening one that is not there blocks for 25 s. EdgeTpuGone, LibraryUnusable."""
-        self._report(self.name, TpuStep.OPENING)
         self._wait_for_the_one_before()
-        tpu = self._tpu
+        self._report(self.name, TpuStep.OPENING)
+        tpu, probed = self._tpu, self.engine.probed
         self.runtime = self.engine.runtime(tpu)
+        if not probed:
+            # The probe has opened one of them, and the others have waited for that: their time begins only now.
+            self._report(self.name, TpuStep.OPENING)
         self.found = edgetpu.look(self.runtime, tpu.bus, tpu.node, tpu.id)
-        for loaded in self.engine.models.values():
-            if loaded.model.compiled:
-                self._runners[loaded.model.name] = self.make(loaded)
-                break
+        # The one that it will load first, if there is one that was not cut.
+        known = {name: each.model for name, each in self.engine.models.items()}
+        model = min(known, key=lambda name: (not known[name].compiled, name not in self.prefers, name))
+        made = known[model]
+        self._first = self.interpreter(made.compiled or made.segments[0])
+        if made.compiled:
+            self._runners[model] = self._first
         self._report(self.name, TpuStep.OPEN)
 
     def make(self, loaded: Loaded) -> Runner:
@@ -300,10 +327,17 @@ class TpuDevice(Device):
             self._before.join(BEFORE_S)
         self._before, self.invoking_since = None, 0.0
 
+    def release(self) -> None:
+        super().release()
+        self._first = None
+
     def failed(self, error: Exception) -> None:
         step = TpuStep.UNUSABLE if isinstance(error, LibraryUnusable) else TpuStep.FAILED
         log.warning("TPU %s: %s", self.name, error)
         self._report(self.name, step, str(error)[:1024])
+
+    def left(self) -> None:
+        self._report(self.name, TpuStep.CLOSED)
 
 
 class PipelineDevice(Device):
@@ -325,6 +359,10 @@ class PipelineDevice(Device):
                 raise StageFailed(number, error) from error
         self._pipeline = Pipeline(stages)
         return self._pipeline
+
+    def release(self) -> None:
+        super().release()
+        self._pipeline = None
 
     def failed(self, error: Exception) -> None:
         if isinstance(error.__cause__, StageFailed):
@@ -379,13 +417,15 @@ class TensorEngine:
                 device = self._devices.get(name)
                 if device is None:
                     new.append(TpuDevice(self, tpu, self._report, self._closed.pop(name, None)))
-                elif device.share != tpu.share:
-                    device.share = tpu.share
-                    if name in device.pool.devices:
-                        device.pool.set_share(name, tpu.share)
-                        device.wake.notify()
+                elif isinstance(device, TpuDevice):
+                    device.give(tpu)
         for device in new:
             self._start(device)
+
+    @property
+    def probed(self) -> bool:
+        """Whether the library has been tried."""
+        return self._runtime is not None
 
     def runtime(self, tpu: TpuShare) -> Runtime:
         """The library, after another process has tried it once on the first TPU that is opened: it may crash."""
@@ -427,6 +467,7 @@ class TensorEngine:
         with self.lock:
             if not device.closed:
                 device.closed = True
+                device.wake.notify()
                 self._leave(device, error)
 
     def rest_s(self, device: Device) -> float | None:
@@ -545,7 +586,6 @@ class TensorEngine:
             self._leave(device, None)
             if isinstance(device, TpuDevice):
                 self._closed[name] = device
-                self._report(name, TpuStep.CLOSED)
 
     def _leave(self, device: Device, error: InferenceError | None) -> None:
         """A device takes no more work, nor does a pipeline that it is part of; what they had goes to others, unless it has made

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 from setproctitle import setproctitle
 
@@ -97,6 +98,8 @@ class TensorWorker:
             data = os.read(self._pipe, 65_536)
         except BlockingIOError:
             return
+        except ConnectionError:  # it closed its end without having heard everything
+            data = b""
         if not data:  # it is gone, and the kernel is about to end us
             self._loop.remove_reader(self._pipe)
             return
@@ -105,10 +108,15 @@ class TensorWorker:
 
     def _report(self, tpu: str, step: TpuStep, detail: str = "") -> None:
         """From any thread: what became of a TPU."""
-        self._loop.call_soon_threadsafe(self._tell, TpuReport(id=tpu, step=step, detail=detail))
+        self._soon(self._tell, TpuReport(id=tpu, step=step, detail=detail))
+
+    def _soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """From any thread, in the loop; a device may end its work after that has ended, just before the process does."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _tell(self, message: Message) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a supervisor that is stopped or gone
+        with contextlib.suppress(BlockingIOError, ConnectionError):  # a supervisor that is stopped or gone
             os.write(self._pipe, encode(message))
 
     async def _pulse(self) -> None:
@@ -150,7 +158,7 @@ class TensorWorker:
                 self._idle.clear()
 
                 def answer(end: Invoked | Failure) -> None:
-                    self._loop.call_soon_threadsafe(self._answer, connection, end, mine)
+                    self._soon(self._answer, connection, end, mine)
 
                 request = self._engine.submit(message, answer)
                 if request is not None:

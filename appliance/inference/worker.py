@@ -150,7 +150,8 @@ class Worker:
                 step_s=max(self._engine.step_s, self._engine.pace_s),
                 streams=len(self._streams),
             )
-            with contextlib.suppress(BlockingIOError):  # a supervisor that is stopped hears the next one
+            # A supervisor that is stopped hears the next one; one that is gone, or listens no more, is about to end us.
+            with contextlib.suppress(BlockingIOError, ConnectionError):
                 os.write(pipe, encode(report))
             await asyncio.sleep(PULSE_S)
 

@@ -153,12 +153,7 @@ class Invocations:
     ) -> Work | None:
         """A device is there; returns what it is to begin. It loads, when nothing else is to be done, the models of its role and
         then the others, as far as they fit together."""
-        first = sorted(self._sizes, key=lambda model: (model not in prefers, model))
-        loads, room = deque[str](), memory_bytes
-        for model in first:
-            if self._sizes[model] <= room:
-                room -= self._sizes[model]
-                loads.append(model)
+        loads = deque(self._fitting(prefers, memory_bytes))
         device = Device(name, share, frozenset(prefers), reserve, memory_bytes, loads)
         self._devices[name] = device
         return self._next(device, now)
@@ -174,6 +169,13 @@ class Invocations:
     def set_share(self, name: str, share: float) -> None:
         """From its next work on, a device may use this share of its time; with 0 it gets none."""
         self._devices[name].share = share
+
+    def set_role(self, name: str, *, prefers: Collection[str], reserve: bool) -> None:
+        """A device has another role: the reserve takes over, or steps back. It loads what it lacks of the models for that."""
+        device = self._devices[name]
+        device.prefers, device.reserve = frozenset(prefers), reserve
+        loads = self._fitting(prefers, device.memory_bytes)
+        device.loads = deque(model for model in loads if model not in device.holds)
 
     @property
     def devices(self) -> Mapping[str, Device]:
@@ -219,6 +221,13 @@ class Invocations:
         return sum(len(list(line)) for line in self._lines.values())
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _fitting(self, prefers: Collection[str], memory_bytes: int) -> Iterator[str]:
+        """The models that fit together, those of a role first."""
+        for model in sorted(self._sizes, key=lambda model: (model not in prefers, model)):
+            if self._sizes[model] <= memory_bytes:
+                memory_bytes -= self._sizes[model]
+                yield model
 
     def _idle(self, work: Work, now: float) -> Device | None:
         able = (

@@ -137,7 +137,7 @@ class Supervisor:
         self._look_at(self._settings)
         self._text.start()  # before anybody asks: what will be served is known then
         self._tensors.start()
-        self.tpus.use(self._tensors.tpus_changed)
+        self.tpus.use(self._tensors.tpus_changed, self._tensors.tpu_lost)
         await self._control.start()
         self._run_beside(self._logins.look(), but=UsersUnreadable)  # which is a repair then
         devices = asyncio.create_task(self.tpus.run(), name="devices")

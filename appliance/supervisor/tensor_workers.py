@@ -57,11 +57,11 @@ class TpuEvents(Protocol):
         """The worker has it open."""
         ...
 
-    def closed(self, tpu_id: str) -> None:
-        """No worker has it open any more."""
+    def closed(self, tpu_id: str, worker: str) -> None:
+        """The worker has it open no more."""
         ...
 
-    def failed(self, tpu_id: str, reason: str) -> None:
+    def failed(self, tpu_id: str, worker: str, reason: str) -> None:
         """It could not be opened, an invoke failed or did not return. It is closed, and opened again when `tpus_changed` has left
         it out once."""
         ...
@@ -136,6 +136,15 @@ class TensorWorkers:
         for worker in sorted(now & before):
             self._tell(worker)
 
+    def tpu_lost(self, tpu_id: str, worker: str) -> None:
+        """What the worker has open, or wants to open, is not there for it any more. It lets go of it even if there is another one
+        in its place by now, which it is told of as usual."""
+        keeper, told = self._keepers.get(worker), self._told.get(worker)
+        if keeper is None or keeper.state is not WorkerState.READY or told is None:
+            return
+        if any(share.id == tpu_id for share in told.tpus):
+            self._send(worker, TpuSet(tpus=[share for share in told.tpus if share.id != tpu_id]))
+
     # --- what the keepers report ------------------------------------------------------------------------------------
 
     def serves(self, worker: str) -> bool:
@@ -160,7 +169,7 @@ class TensorWorkers:
         self._leases.worker_gone(worker)
         for tpu in sorted(self._open.pop(worker, set())):
             if self.events is not None:
-                self.events.closed(tpu)
+                self.events.closed(tpu, worker)
 
     def report(self, worker: str, report: TpuReport) -> None:
         """What became of a TPU of it."""
@@ -184,12 +193,13 @@ class TensorWorkers:
                 case TpuStep.OPEN:
                     self.events.opened(report.id, worker)
                 case TpuStep.CLOSED | TpuStep.UNUSABLE:
-                    self.events.closed(report.id)
+                    self.events.closed(report.id, worker)
                 case TpuStep.FAILED:
-                    self.events.failed(report.id, report.detail)
+                    self.events.failed(report.id, worker, report.detail)
         except DevicesError as error:
-            # It went, or into quarantine, while the worker was at it; the worker hears of that by itself.
+            # It went, or into quarantine, while the worker was at it, or another has not let go of it yet.
             log.info("TPU %s of worker %s is %s: %s", report.id, worker, report.step, error)
+            self.tpu_lost(report.id, worker)
 
     def detail(self, worker: str) -> str:
         """How many of its TPUs it has open."""
@@ -232,8 +242,15 @@ class TensorWorkers:
             ]
         )
         if self._told.get(worker) != wanted:
-            self._told[worker] = wanted
-            self._keepers[worker].tell(wanted)
+            self._send(worker, wanted)
+
+    def _send(self, worker: str, wanted: TpuSet) -> None:
+        self._told[worker] = wanted
+        opened = self._open.setdefault(worker, set())
+        if not_its_own := opened - {share.id for share in wanted.tpus}:
+            opened -= not_its_own  # it may have to wait until an invoke ends; to count on it is over
+            self._offer(worker)
+        self._keepers[worker].tell(wanted)
 
     def _start(self, worker: str, kind: str) -> None:
         self._keepers[worker] = self._workers.start(

@@ -47,7 +47,7 @@ class Tpus:
     ) -> None:
         self._repairs, self._publish = repairs, publish
         self._users: list[Callable[[list[Tpu]], None]] = []
-        self._losers: list[Callable[[str, str, str], None]] = []
+        self._losers: list[Callable[[str, str], None]] = []
         #: Whoever leases a TPU to a worker tells it: `opening` before the worker opens it, then `opened`, `closed` or `failed`.
         self.watch = DeviceWatch(
             settings,
@@ -63,10 +63,10 @@ class Tpus:
         await self.watch.run()
 
     def use(
-        self, usable: Callable[[list[Tpu]], None], lost: Callable[[str, str, str], None] | None = None
+        self, usable: Callable[[list[Tpu]], None], lost: Callable[[str, str], None] | None = None
     ) -> None:
-        """`usable(tpus)` is called now and whenever one of those that a worker may open has changed; `lost(id, worker, reason)`
-        at once when a TPU that a worker has open went away or must not be used any more."""
+        """`usable(tpus)` is called now and whenever one of those that a worker may open has changed; `lost(id, worker)` at once
+        when a TPU that a worker has open went away or must not be used any more, even if it is usable again a moment later."""
         self._users.append(usable)
         if lost is not None:
             self._losers.append(lost)
@@ -114,7 +114,7 @@ class Tpus:
     def _lost(self, tpu_id: str, worker: str, reason: str) -> None:
         log.warning("%s, in use by worker %s, %s", tpu_id, worker, reason)
         for tell in self._losers:
-            tell(tpu_id, worker, reason)
+            tell(tpu_id, worker)
 
     def _look_for_trouble(self) -> None:
         found = troubles(self.watch.table.devices(), self.watch.trays())

@@ -99,7 +99,7 @@ class _Talk:
 
     async def _reply(self, line: str) -> None:
         terminal = self._context.terminal
-        printer = Printer(terminal.write, f"{self._name}> ", notices=True)
+        printer = Printer(terminal.write, f"{self._name}> ", columns=lambda: terminal.size().columns)
         with contextlib.closing(printer):
             async with aclosing(self._events(line)) as events:
                 async for event in events:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,6 @@ def figures(rounds: int) -> Iterator[Figure]:
     """All of them."""
     yield from embeddings(rounds)
     yield from scheduling(rounds)
-    yield from tower()
     yield from hotplug(rounds)
     yield from recovery(rounds)
 
@@ -252,9 +252,8 @@ def _thread_us(rounds: int, count: int = 1000) -> float:
         return statistics.median(taken)
 
 
-def tower() -> Iterator[Figure]:
-    """The simulated tower whose parts fail at random: `python -m tests.scheduling.simulation` draws it."""
-    report = simulation.Tower(seconds=10, load=0.7, seed=1).run()
+def tower(report: simulation.Report) -> Iterator[Figure]:
+    """The simulated tower whose parts fail at random."""
     answered = sum(request.answers == 1 for request in report.requests)
     fairness = report.fairness_of_tpus()
     yield Figure(
@@ -414,9 +413,11 @@ def _tpu_workers(tower: Tower) -> list[str]:
 
 
 def measure(rounds: int) -> None:
-    """Prints each figure beside the limit's or the peer's."""
-    for title, ours, limit, ratio in figures(rounds):
+    """Prints each figure beside the limit's or the peer's, and draws the simulated tower."""
+    report = simulation.Tower(seconds=10, load=0.7, seed=1).run()
+    for title, ours, limit, ratio in chain(figures(rounds), tower(report)):
         row(title, ours, limit, float(ratio) if ratio else None)
+    print(simulation.describe(report), flush=True)
 
 
 if __name__ == "__main__":

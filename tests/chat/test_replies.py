@@ -217,7 +217,9 @@ def no_tasks_but_ours() -> bool:
 async def room() -> AsyncIterator[Room]:
     store, hands = MemoryStore(), Hands()
     hands.places.set()
-    chat = Chat(load_personas(), store, hands, history_messages=4, message_limit_chars=20)
+    chat = Chat(
+        load_personas(), store, hands, history_messages=4, message_limit_chars=20, defaults=Sampling()
+    )
     yield Room(store, hands, chat)
     store.go_on.set()
     store.read.set()

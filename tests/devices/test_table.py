@@ -17,9 +17,9 @@ from appliance.devices.table import (
     FLAPS,
     FLAPS_WITHIN_S,
     GONE_KEPT,
-    OPENED_S,
     OPENING_S,
     OWN_REMOVALS_LIMIT,
+    RESET_S,
     RETRY_S,
     TpuTable,
     port_order,
@@ -114,7 +114,7 @@ def test_boot_loader_to_running_is_one_device(bench: Bench) -> None:
     assert (bench.state(), bench.tpu().worker, bench.tpu().node) == (LEASED, "tpu-1", "/dev/bus/usb/001/003")
     assert [tpu.state for tpu in bench.table.changes()] == [LEASED]
     assert bench.lost == []
-    bench.table.closed(USB)
+    bench.table.closed(USB, "tpu-1")
     assert bench.state() is READY
     assert len(bench.table.all()) == 1
 
@@ -126,7 +126,7 @@ def test_our_own_events_are_no_flapping(bench: Bench) -> None:
         bench.dance()
         bench.dance()
         bench.table.opened(USB, "tpu-1")
-        bench.table.closed(USB)
+        bench.table.closed(USB, "tpu-1")
     assert bench.state() is READY
     assert bench.lost == []
 
@@ -135,17 +135,55 @@ def test_unplugged_in_use(bench: Bench) -> None:
     bench.plug(running=True)
     bench.table.opening(USB, "tpu-1")
     bench.table.opened(USB, "tpu-1")
-    bench.wait(OPENED_S)
     bench.pull()
     assert bench.state() is GONE
     assert bench.lost == [(USB, "tpu-1", "was unplugged, or reset itself")]
     assert (bench.tpu().worker, bench.tpu().node, bench.tpu().load_limit) == ("", "", 0.0)
 
 
+def test_unplugged_as_soon_as_it_was_open(bench: Bench) -> None:
+    bench.plug()
+    bench.table.opening(USB, "tpu-1")
+    bench.dance()
+    bench.table.opened(USB, "tpu-1")
+    bench.table.removed(
+        USB, node="/dev/bus/usb/001/002", unseen=True
+    )  # a late word of the opening's own doing
+    assert (bench.state(), bench.lost) == (LEASED, [])
+    bench.table.removed(USB, node="/dev/bus/usb/001/003", unseen=True)
+    assert bench.state() is GONE
+    assert bench.lost == [(USB, "tpu-1", "was unplugged, or reset itself")]
+    assert bench.table.next_deadline() is None
+
+
+def test_unplugged_before_the_worker_said_that_it_is_open(bench: Bench) -> None:
+    for back in (False, True):
+        bench.plug()
+        bench.lost.clear()
+        bench.table.opening(USB, "tpu-1")
+        bench.dance()
+        bench.pull()
+        if back:
+            bench.plug()
+        assert bench.state() is LEASED
+        bench.table.opened(USB, "tpu-1")
+        assert bench.state() is (BOOT_LOADER if back else GONE)
+        assert bench.lost == [(USB, "tpu-1", "went away as soon as it was open")]
+
+
+def test_a_removal_that_is_told_twice_counts_once(bench: Bench) -> None:
+    bench.plug()
+    for number in range(2, FLAPS + 1):
+        bench.plug(running=number % 2 == 0)  # seen before the event of its removal
+        bench.table.removed(USB, node=f"/dev/bus/usb/001/{number:03}", unseen=True)
+    assert bench.state() is BOOT_LOADER
+    (device,) = bench.table.devices()
+    assert len(device.removals) == FLAPS - 1
+
+
 def test_unplugged_and_back_between_two_looks(bench: Bench) -> None:
     bench.plug(running=True)
     bench.table.opened(USB, "tpu-1")
-    bench.wait(OPENED_S)
     bench.plug()  # another number: it was away
     assert bench.state() is BOOT_LOADER
     assert bench.lost == [(USB, "tpu-1", "was unplugged, or reset itself")]
@@ -166,7 +204,7 @@ def test_gone_while_it_was_opened_and_the_worker_knows_first(bench: Bench) -> No
     bench.plug()
     bench.table.opening(USB, "tpu-1")
     bench.pull()
-    bench.table.failed(USB, "no device")
+    bench.table.failed(USB, "tpu-1", "no device")
     assert bench.state() is GONE
 
 
@@ -199,7 +237,7 @@ def test_flapping(bench: Bench) -> None:
     bench.table.resetting(USB)
     bench.table.reset_ended(USB)
     assert bench.state() is BOOT_LOADER
-    bench.wait(OPENED_S)
+    bench.wait(RESET_S)
     bench.pull()
     assert bench.state() is GONE  # its past is forgotten
 
@@ -216,7 +254,7 @@ def test_failures(bench: Bench) -> None:
     bench.plug(running=True)
     for number in range(1, FAILURES):
         bench.table.opening(USB, "tpu-1")
-        bench.table.failed(USB, "no answer for 10 s")
+        bench.table.failed(USB, "tpu-1", "no answer for 10 s")
         assert (bench.state(), bench.tpu().detail, bench.tpu().worker) == (FAULTY, "no answer for 10 s", "")
         with pytest.raises(TpuNotUsable):
             bench.table.opening(USB, "tpu-1")
@@ -224,7 +262,10 @@ def test_failures(bench: Bench) -> None:
         assert bench.state() is FAULTY
         bench.wait(0.1)
         assert bench.state() is READY
-    bench.table.failed(USB, "no answer for 10 s")
+    bench.table.opening(USB, "tpu-1")
+    bench.table.failed(USB, "tpu-2", "who has it not cannot say so")
+    assert bench.state() is LEASED
+    bench.table.failed(USB, "tpu-1", "no answer for 10 s")
     assert bench.state() is QUARANTINED
     assert bench.tpu().detail == "failed 3 times within 10 min, the last time: no answer for 10 s"
 
@@ -232,7 +273,7 @@ def test_failures(bench: Bench) -> None:
 def test_stuck_in_the_boot_loader(bench: Bench) -> None:
     bench.plug()
     bench.table.opening(USB, "tpu-1")
-    bench.table.failed(USB, "not opened after 30 s")
+    bench.table.failed(USB, "tpu-1", "not opened after 30 s")
     assert bench.state() is FAULTY
     assert bench.tpu().detail == "stays in its boot loader: not opened after 30 s"
     (device,) = bench.table.devices()
@@ -353,8 +394,8 @@ def test_one_worker_at_a_time(bench: Bench) -> None:
     bench.wait(OPENING_S)
     with pytest.raises(TpuNotUsable, match="usb-1-1 is gone"):
         bench.table.opened(USB, "tpu-1")
-    bench.table.closed("usb-2-2")
-    bench.table.failed("usb-2-2", "what is not there cannot fail")
+    bench.table.closed("usb-2-2", "tpu-1")
+    bench.table.failed("usb-2-2", "tpu-1", "what is not there cannot fail")
 
 
 def test_a_worker_that_died_has_nothing_open(bench: Bench) -> None:
@@ -441,8 +482,8 @@ def acts_of(bench: Bench, draw: random.Random) -> list[Callable[[str], object]]:
         lambda tpu_id: bench.table.removed(tpu_id, unseen=True),
         lambda tpu_id: bench.table.opening(tpu_id, "tpu-1"),
         lambda tpu_id: bench.table.opened(tpu_id, "tpu-1"),
-        bench.table.closed,
-        lambda tpu_id: bench.table.failed(tpu_id, "x"),
+        lambda tpu_id: bench.table.closed(tpu_id, "tpu-1"),
+        lambda tpu_id: bench.table.failed(tpu_id, "tpu-1", "x"),
         lambda tpu_id: bench.table.warm(tpu_id, draw.choice([41_000, 82_000, 95_000, -89_700])),
         lambda tpu_id: bench.table.quarantine(tpu_id, "x") if draw.random() < 0.2 else None,
         bench.table.resetting,

@@ -22,7 +22,7 @@ from appliance.devices.errors import NoSuchTpu, ResetFailed, TpuNotUsable
 from appliance.devices.monitor import Event, Monitor, Overflow
 from appliance.devices.states import PATIENCE_S
 from appliance.devices.sysfs import Sysfs
-from appliance.devices.table import OPENING_S, TpuTable
+from appliance.devices.table import FLAPS, OPENING_S, TpuTable
 from appliance.devices.temperature import Heat, Thresholds
 from appliance.devices.trays import Layout
 from appliance.devices.watch import SECOND_LOOK_S, DeviceWatch
@@ -151,6 +151,34 @@ async def test_permission_that_comes_late(tmp_path: Path) -> None:
         assert tpu.detail.endswith("with mode 0600: user coral-worker may not use it")
         fake.node("dev/bus/usb/001/003", 0o666)  # no event tells of it
         await found.until_state("usb-1-1", TpuState.BOOT_LOADER)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_the_folder_of_what_has_gone(tmp_path: Path, half: bool) -> None:
+    """The event is heard before the kernel has taken it away, and somebody looks at everything in between."""
+    now = 0.0
+    fake = FakeSysfs(tmp_path)
+    folder = fake.usb("1-1", 3)
+    watch = DeviceWatch(
+        Devices(),
+        user=ROOT_USER,
+        changed=lambda tpus: None,
+        root=tmp_path,
+        clock=lambda: now,
+        monitor=no_monitor,
+    )
+    watch.look_at_all()
+    for attribute in ("uevent", "devnum") if half else ():
+        (folder / attribute).unlink()
+    watch._take([Event("remove", "usb", "1-1", "/dev/bus/usb/001/003")])
+    (device,) = watch.table.devices()
+    assert device.state is TpuState.GONE
+    watch.look_at_all()
+    assert device.there
+    fake.remove("sys/bus/usb/devices/1-1")
+    now = SECOND_LOOK_S
+    watch.pass_time()
+    assert device.state is TpuState.GONE
 
 
 async def test_a_reset_that_fails(tmp_path: Path) -> None:
@@ -428,7 +456,7 @@ class Reality(RuleBasedStateMachine):
         act=st.sampled_from(["opening", "opened", "closed", "failed", "quarantine"]),
     )
     def work(self, tpu_id: str, act: str) -> None:
-        arguments = {"closed": ()}.get(act, ("tpu-1",))
+        arguments = {"failed": ("tpu-1", "x")}.get(act, ("tpu-1",))
         with contextlib.suppress(NoSuchTpu, TpuNotUsable):
             getattr(self.watch, act)(tpu_id, *arguments)
 
@@ -479,3 +507,160 @@ class Reality(RuleBasedStateMachine):
 
 Reality.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestReality = Reality.TestCase
+
+
+class Opening(RuleBasedStateMachine):
+    """One TPU on USB, and a worker that opens it: the opening resets the port once or twice, and somebody may pull the TPU out at
+    any moment and put it in again. The worker has what it opened for as long as that is there, and no longer: no time has to pass
+    for that but until the second look."""
+
+    PORT = "1-1"
+    ID = "usb-1-1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.fake = FakeSysfs(Path(self.folder.name))
+        self.now, self.number, self.pulled = 0.0, 1, 0
+        self.node = ""  # what is plugged in, as the kernel has it
+        self.half = False  # whether its folder is still there in part although it is not
+        self.events: list[Event] = []
+        self.opening = False  # the worker has told that it begins; it has not told how it ended
+        self.resets = 0
+        self.doomed = False  # it was pulled out in the middle: the library gives up
+        self.open = ""  # what the worker has open
+        self.watch = DeviceWatch(
+            Devices(),
+            user=ROOT_USER,
+            changed=lambda tpus: None,
+            lost=self.lost,
+            root=Path(self.folder.name),
+            clock=lambda: self.now,
+            monitor=no_monitor,
+        )
+        self.enumerate(running=False)
+        self.watch.look_at_all()
+
+    def lost(self, tpu_id: str, worker: str, reason: str) -> None:
+        """The worker lets go of it."""
+        assert (tpu_id, worker) == (self.ID, "tpu-1")
+        assert self.open != self.node or not self.open, f"{self.open} is there and was lost: {reason}"
+        self.open, self.opening = "", False
+
+    def enumerate(self, *, running: bool) -> None:
+        self.vanish()
+        self.number += 1
+        self.fake.usb(self.PORT, self.number, running=running)
+        self.node = f"/dev/bus/usb/001/{self.number:03}"
+        self.events.append(Event("add", "usb", self.PORT, self.node))
+
+    def go(self, *, half: bool) -> None:
+        self.events.append(Event("remove", "usb", self.PORT, self.node))
+        self.node = ""
+        if half:
+            self.half = True
+            for attribute in ("uevent", "devnum"):
+                (self.fake.root / "sys/bus/usb/devices" / self.PORT / attribute).unlink()
+        else:
+            self.fake.remove(f"sys/bus/usb/devices/{self.PORT}")
+
+    def vanish(self) -> None:
+        if self.half:
+            self.half = False
+            self.fake.remove(f"sys/bus/usb/devices/{self.PORT}")
+
+    # --- the owner's hand ---
+
+    @precondition(lambda self: self.node and self.pulled < FLAPS - 2)
+    @rule(half=st.booleans())
+    def pull(self, half: bool) -> None:
+        self.pulled += 1
+        self.doomed = True
+        self.go(half=half)
+
+    @precondition(lambda self: not self.node)
+    @rule()
+    def plug(self) -> None:
+        self.enumerate(running=False)
+
+    # --- the worker ---
+
+    @precondition(lambda self: not self.opening and not self.open)
+    @rule()
+    def begin(self) -> None:
+        with contextlib.suppress(NoSuchTpu, TpuNotUsable):
+            self.watch.opening(self.ID, "tpu-1")
+            self.opening, self.resets, self.doomed = True, 0, not self.node
+
+    @precondition(lambda self: self.opening and not self.open and not self.doomed and self.resets < 2)
+    @rule(half=st.booleans())
+    def reset(self, half: bool) -> None:
+        self.resets += 1
+        self.go(half=half)
+        self.enumerate(running=True)
+
+    @precondition(lambda self: self.opening and not self.open and not self.doomed)
+    @rule()
+    def succeed(self) -> None:
+        if not self.resets:
+            self.reset(half=False)
+        self.open = self.node
+
+    @precondition(lambda self: self.opening and self.open)
+    @rule()
+    def tell_success(self) -> None:
+        self.opening = False
+        with contextlib.suppress(TpuNotUsable):
+            self.watch.opened(self.ID, "tpu-1")
+
+    @precondition(lambda self: self.opening and self.doomed and not self.open)
+    @rule()
+    def fail(self) -> None:
+        self.opening = False
+        self.watch.failed(self.ID, "tpu-1", "not opened")
+
+    # --- what is heard of it ---
+
+    @precondition(lambda self: self.events)
+    @rule(count=st.sampled_from([1, 2, 100]))
+    def hear(self, count: int) -> None:
+        heard, self.events = self.events[:count], self.events[count:]
+        self.watch._take(heard)
+
+    @rule()
+    def look(self) -> None:
+        self.watch.look_at_all()
+
+    @rule(seconds=st.sampled_from([0.1, SECOND_LOOK_S]))
+    def wait(self, seconds: float) -> None:
+        self.vanish()
+        self.now += seconds
+        self.watch.pass_time()
+
+    # --- what must be ---
+
+    def teardown(self) -> None:
+        try:
+            self.vanish()
+            self.watch._take(self.events)
+            if self.opening and self.open:
+                self.tell_success()
+            elif self.opening:
+                self.fail()
+            self.now += SECOND_LOOK_S
+            self.watch.pass_time()
+            found = Sysfs(self.fake.root, ROOT_USER).scan()
+            (device,) = self.watch.table.devices()
+            assert device.there is (self.ID in found)
+            assert not device.there or device.seen == found[self.ID]
+            assert device.worker == ("tpu-1" if self.open and self.open == self.node else "")
+            if device.fault is None and not device.quarantine:
+                fresh = TpuState.BOOT_LOADER if device.seen.boot_loader else TpuState.READY
+                there = TpuState.LEASED if device.worker else fresh
+                assert device.state is (there if device.there else TpuState.GONE)
+        finally:
+            self.folder.cleanup()
+
+
+Opening.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestOpening = Opening.TestCase

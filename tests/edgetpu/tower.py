@@ -65,10 +65,10 @@ class Table:
     def opened(self, tpu_id: str, worker: str) -> None:
         self.said.append(("opened", tpu_id))
 
-    def closed(self, tpu_id: str) -> None:
+    def closed(self, tpu_id: str, worker: str) -> None:
         self.said.append(("closed", tpu_id))
 
-    def failed(self, tpu_id: str, reason: str) -> None:
+    def failed(self, tpu_id: str, worker: str, reason: str) -> None:
         self.said.append(("failed", tpu_id))
         self.tpus.pop(tpu_id, None)
         self.tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from appliance.inference.edgetpu import Found, LibEdgeTpu, PyCoral, look, probe, runtime
@@ -17,6 +19,7 @@ from appliance.inference.errors import EdgeTpuFailed, EdgeTpuGone, LibraryUnusab
 from appliance.inference.tensor_models import Runner, load, on_cpu, on_tpu
 from appliance.wire.messages import TpuBus
 from tests.edgetpu.stand_in import Fake, StandIn, write_model
+from tests.waiting import wait_for, wait_until_gone
 
 FAKES = [Fake("usb-1-1.2"), Fake("usb-2-1"), *(Fake(f"pci-{number}") for number in range(6))]
 
@@ -102,6 +105,22 @@ class TestProbe:
         stand_in.log.unlink(missing_ok=True)
         self.probe(stand_in, tmp_path, FAKES[0])
         assert [stand_in.heard(what, FAKES[0]) for what in ("open", "invoke")] == [1, 1]
+
+    def test_it_ends_with_whoever_asked(self, stand_in: StandIn, tmp_path: Path) -> None:
+        """A worker that is ended in the middle leaves nobody who has its TPU open."""
+        fake = Fake("usb-2-1", "wedge")
+        stand_in.tell(fake)
+        before = stand_in.heard("invoke", fake)
+        model = write_model(tmp_path)
+        code = (
+            "from pathlib import Path; from appliance.inference.edgetpu import probe;"
+            f"probe({str(fake.bus)!r}, {fake.node!r}, {fake.id!r}, Path({model.compiled!r}))"
+        )
+        with subprocess.Popen([sys.executable, "-c", code]) as worker:
+            wait_for("it runs", lambda: stand_in.heard("invoke", fake) > before)
+            (child,) = psutil.Process(worker.pid).children()
+            worker.kill()
+        wait_until_gone(child.pid)
 
     def test_a_library_that_crashes(self, stand_in: StandIn, tmp_path: Path) -> None:
         stand_in.tell(Fake("pci-0", "crash"))

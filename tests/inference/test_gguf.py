@@ -157,6 +157,7 @@ HUGE = struct.pack("<Q", 2**63)
 BROKEN = {
     "empty": (b"", "ends in its head, at byte 0, in the magic"),
     "another format": (b"PK\x03\x04" + bytes(100), "not a GGUF file: it begins with b'PK"),
+    "a model for TPUs": (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite model: .* 'make models-tpu'"),
     "old": (gguf(version=1), "version 1: the engine loads versions 2 and 3"),
     "new": (gguf(version=4), "version 4"),
     "big-endian": (b"GGUF\x00\x00\x00\x03" + bytes(16), "big-endian"),

@@ -128,7 +128,7 @@ def test_a_tpu_that_fails_is_closed_and_its_work_begun_elsewhere(
     assert isinstance(found, Invoked)
     assert found.outputs == expected
     assert engine.answers.empty()
-    assert engine.steps("pci-0") == [TpuStep.OPENING, TpuStep.OPEN, TpuStep.FAILED]
+    assert engine.steps("pci-0")[-3:] == [TpuStep.OPENING, TpuStep.OPEN, TpuStep.FAILED]
     # still asked for: it is not opened again by itself
     stand_in.tell(*fakes)
     engine.tpus(*fakes)
@@ -136,6 +136,17 @@ def test_a_tpu_that_fails_is_closed_and_its_work_begun_elsewhere(
     engine.tpus(fakes[1])
     engine.tpus(*fakes)
     engine.until_open(2)
+
+
+def test_the_time_of_an_opening_begins_when_the_probe_is_done(engine: Engine, stand_in: StandIn) -> None:
+    """Whoever suppresses what an opening does to its port is told again: the probe has opened one of them, the others waited."""
+    fakes = [Fake(f"pci-{number}") for number in range(3)]
+    stand_in.tell(*fakes)
+    engine.tpus(*fakes[:2]).until_open(2)
+    engine.tpus(*fakes).until_open(3)
+    for fake in fakes[:2]:
+        assert engine.steps(fake.id) == [TpuStep.OPENING, TpuStep.OPENING, TpuStep.OPEN]
+    assert engine.steps(fakes[2].id) == [TpuStep.OPENING, TpuStep.OPEN]
 
 
 def test_a_tpu_that_is_taken_away_in_the_middle(
@@ -240,6 +251,24 @@ def test_roles_decide_what_is_loaded_first(engine: Engine, stand_in: StandIn) ->
     engine.engine.use_tpus([memory.share(role=TpuRole.MEMORY), language.share(role=TpuRole.LANGUAGE)])
     engine.until_open(2)
     wait_for("all are loaded", lambda: engine.engine.steps == 4)
+    assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
+
+
+def test_the_reserve_takes_over_and_steps_back(engine: Engine, stand_in: StandIn) -> None:
+    memory, spare = Fake("pci-0"), Fake("pci-1")
+    stand_in.tell(memory, spare)
+
+    def roles(second: TpuRole) -> None:
+        engine.engine.use_tpus([memory.share(role=TpuRole.LANGUAGE), spare.share(role=second)])
+
+    roles(TpuRole.RESERVE)
+    engine.until_open(2)
+    wait_for("all are loaded", lambda: engine.engine.steps == 4)
+    assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
+    roles(TpuRole.MEMORY)
+    for _ in range(5):
+        assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-1"]
+    roles(TpuRole.RESERVE)
     assert engine.ask(model="words", texts=["one"]).ran_on == ["pci-0"]
 
 

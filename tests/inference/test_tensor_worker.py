@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import socket
 import tempfile
@@ -171,6 +172,11 @@ async def test_what_the_supervisor_hears(stand_in: StandIn) -> None:
 
         served.pipe.send(encode(TpuSet(tpus=[fake.share()])))
         await look_until("it is open", lambda: told_that(TpuStep.OPEN))
+        served.pipe.send(encode(TpuSet(tpus=[])))
+        await look_until("it is closed", lambda: told_that(TpuStep.CLOSED))
+        told.clear()
+        served.pipe.send(encode(TpuSet(tpus=[fake.share()])))
+        await look_until("it is open again", lambda: told_that(TpuStep.OPEN))
         stand_in.tell(Fake("pci-0", "wedge"))
         served.connection.post(invoke())
 
@@ -179,7 +185,6 @@ async def test_what_the_supervisor_hears(stand_in: StandIn) -> None:
 
         await look_until("it is stuck", stuck)
         served.pipe.send(encode(TpuSet(tpus=[])))
-        await look_until("it is closed", lambda: told_that(TpuStep.CLOSED))
         answer = await served.connection.receive()
         assert isinstance(answer, Failure)
         assert answer.code == "no_device"
@@ -212,12 +217,31 @@ async def test_who_leaves_is_forgotten(stand_in: StandIn) -> None:
         assert isinstance(await served.ask(invoke()), Invoked)
 
 
-async def test_the_supervisors_end_of_the_pipe_is_gone() -> None:
+@pytest.mark.parametrize("heard", [True, False], ids=["heard all", "heard nothing"])
+async def test_the_supervisors_end_of_the_pipe_is_gone(heard: bool, caplog: pytest.LogCaptureFixture) -> None:
     async with serving("cpu") as served:
-        served.pipe.close()
+        await look_until("it speaks", lambda: select.select([served.pipe], [], [], 0)[0])
+        if heard:
+            served.heard()
+        served.pipe.close()  # with words in it that nobody read, the other end's next read fails
         assert isinstance(await served.ask(invoke()), Invoked)
         served.worker._report("pci-0", TpuStep.OPEN)
         assert isinstance(await served.ask(invoke()), Invoked)
+    assert "Exception" not in caplog.text
+
+
+def test_a_tpu_that_is_closed_after_the_loop_has_ended(stand_in: StandIn) -> None:
+    async def serve() -> TensorWorker:
+        stand_in.tell(Fake("pci-0"))
+        async with serving("tpu") as served:
+            served.pipe.send(encode(TpuSet(tpus=[Fake("pci-0").share()])))
+            await look_until("it is open", lambda: served.worker._engine.open_devices)
+            return served.worker
+
+    worker = asyncio.run(serve())
+    device = worker._engine._devices["pci-0"]
+    worker._engine.use_tpus([])
+    device.join(30)  # what its thread raises is an error of this test
 
 
 def test_a_pipe_that_nobody_reads_holds_up_nobody() -> None:

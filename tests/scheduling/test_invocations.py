@@ -246,6 +246,20 @@ def test_models_are_loaded_when_nothing_else_is_to_be_done() -> None:
     assert loaded == ["b", "a"]  # c does not fit beside them
 
 
+def test_a_reserve_that_takes_over_loads_what_its_role_needs() -> None:
+    found = Invocations(SIZES)
+    assert found.add("p", 0.0, reserve=True) is not None
+    assert found.done("p", 0.0) is not None
+    assert found.done("p", 0.0) is None
+    assert set(found.devices["p"].holds) == {"a", "b"}
+    found.set_role("p", prefers=["c"], reserve=False)
+    work = found.look("p", 0.0)
+    assert work is not None
+    assert (work.model, work.payload) == ("c", None)
+    found.set_role("p", prefers=[], reserve=True)
+    assert found.devices["p"].reserve
+
+
 def test_what_comes_back_goes_first() -> None:
     found = table("p")
     found.submit(Work("a", "x", Priority.NORMAL, 1), 0.0)

@@ -96,15 +96,21 @@ async def test_a_tpu_that_goes_in_the_middle(stand_in: StandIn) -> None:
 async def test_a_tpu_that_the_table_has_lost_already(
     stand_in: StandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The worker's report crosses the news that its TPU is gone: the real table refuses, and everybody goes on."""
+    """The worker's report crosses the news that its TPU is gone: the real table refuses, the worker lets go, and everybody goes
+    on."""
+    caplog.set_level("INFO")
     fake = Fake("usb-1-1")
     stand_in.tell(fake)
     async with running_tower() as tower:
         tower.supervisor._tensors.events = tower.supervisor.tpus.watch  # which knows of no such TPU
         tower.table.plug(fake)
+        await look_until("it was refused", lambda: "no TPU is called 'usb-1-1'" in caplog.text)
+        await tower.until_open(0)
+        assert (await tower.embed()).ran_on == ["cpu"]
+        tower.supervisor._tensors.events = tower.table
+        tower.table.tell()
         await tower.until_open(1)
         assert (await tower.embed()).ran_on == ["usb-1-1"]
-        assert tower.supervisor.tpus.all() == []
     assert "Exception" not in caplog.text
 
 
@@ -138,6 +144,43 @@ async def test_a_wedged_invoke_costs_its_worker_alone(stand_in: StandIn) -> None
         assert all("pci-1" not in each.ran_on for each in found)
         assert ("failed", "pci-1") in tower.table.said
         assert tower.pid("tpu-1") == other
+
+
+async def test_replugged_between_two_looks(stand_in: StandIn) -> None:
+    """It was usable before and after, and is another one all the same: its worker lets go of the old one and opens it anew."""
+    fake = Fake("pci-0")
+    stand_in.tell(fake)
+    async with running_tower() as tower:
+        tower.table.plug(fake)
+        await tower.until_open(1)
+        pid = tower.pid("tpu-1")
+        tower.table.said.clear()
+        tower.supervisor._tensors.tpu_lost("pci-0", "tpu-1")
+        await tower.until_open(0)
+        tower.table.tell()
+        await tower.until_open(1)
+        assert [what for what, _ in tower.table.said if what != "opening"] == ["closed", "opened"]
+        tower.supervisor._tensors.tpu_lost("pci-7", "tpu-1")
+        tower.supervisor._tensors.tpu_lost("pci-0", "tpu-9")
+        assert (await tower.embed()).ran_on == ["pci-0"]
+        assert tower.pid("tpu-1") == pid
+
+
+async def test_a_stuck_tpu_that_is_taken_away_is_not_counted_on(stand_in: StandIn) -> None:
+    good, bad = Fake("pci-0"), Fake("pci-1")
+    stand_in.tell(good, bad)
+    async with running_tower() as tower:
+        tower.table.plug(good, bad)
+        await tower.until_open(2)
+        stand_in.tell(good, Fake("pci-1", "wedge"))
+        before = stand_in.heard("invoke", bad)
+        asked = [asyncio.create_task(tower.embed()) for _ in range(4)]
+        await look_until("it is stuck", lambda: stand_in.heard("invoke", bad) > before)
+        tower.table.unplug(bad)
+        await tower.until_open(1)
+        found = [await each for each in asked]
+        assert all(each.ran_on in (["pci-0"], ["pci-0", "pci-1"]) for each in found)
+        assert len({tuple(each.outputs) for each in found}) == 1
 
 
 async def test_a_library_that_crashes_at_an_invoke(stand_in: StandIn) -> None:

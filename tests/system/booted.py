@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +20,16 @@ import httpx
 import psutil
 
 from tests import endless
-from tests.waiting import wait_for
+from tests.waiting import LOOK_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
 #: How long a start, and a stop with replies under way, may take here: the machine may be busy.
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
+
+#: How long a process that has been killed may need to be gone.
+ENDING_S = 10.0
 
 #: In the environment of every process that we started, so that none is missed. Its value is the state folder.
 MARK = "CORAL_REEF_TEST_OF"
@@ -164,8 +169,7 @@ class Booted:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not stop in {STOP_TIMEOUT_S:g} s:\n{self.log}") from None
         assert status == 0, f"it stopped with status {status}:\n{self.log}"
-        left = self.processes()
-        assert not left, f"left behind: {left}\n{self.log}"
+        assert not (left := self._left()), f"left behind: {left}\n{self.log}"
         assert "Traceback" not in self.log, self.log
 
     def destroy(self) -> None:
@@ -176,6 +180,14 @@ class Booted:
             except ProcessLookupError:
                 continue
         self.process.wait()
+        assert not (left := self._left()), f"killed, and still there: {left}"
+
+    def _left(self) -> dict[int, str]:
+        """What is left of it a little later: what the kernel ends with its parent needs a moment for that."""
+        deadline = time.monotonic() + ENDING_S
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        return left
 
 
 #: Those that run now, for the log in a failed test's report.
@@ -189,7 +201,27 @@ def state_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise AssertionError(f"{error}: somebody still writes there: {_users(folder)}") from error
+
+
+def _users(folder: Path) -> dict[int, str]:
+    """Processes that have something open below a folder, with their command lines."""
+    return {pid: _command_line(pid) for pid in _pids() if any(_below(folder, link) for link in _links(pid))}
+
+
+def _links(pid: int) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from (Path(f"/proc/{pid}/fd")).iterdir()
+        yield Path(f"/proc/{pid}/cwd")
+
+
+def _below(folder: Path, link: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return link.readlink().is_relative_to(folder)
+    return False
 
 
 def configure(state: Path, appliance_toml: str = "", *, endless_model: bool = False) -> None:

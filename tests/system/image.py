@@ -301,17 +301,17 @@ def _only_one() -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """`make image`."""
+def built() -> Image:
+    """The one for the project as it is, for a person: says what it does, and ends the program with the reason when it cannot."""
+    if os.geteuid() != 0:
+        sys.exit("coral-reef: only root can make the image (mmdebstrap, mount): try with sudo")
     with tempfile.TemporaryFile() as log:
-        began = time.monotonic()
         try:
-            found = image(log, say=True)
+            return image(log, say=True)
         except (subprocess.SubprocessError, OSError, AssertionError) as error:
             log.seek(0)
             sys.exit(f"\n{log.read().decode('utf-8', 'replace')[-8000:]}\ncoral-reef: no image: {error}")
-    print(f"{found.folder} ({time.monotonic() - began:.0f} s)")
 
 
 if __name__ == "__main__":
-    main()
+    print(built().folder)  # `make image`

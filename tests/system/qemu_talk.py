@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-#: Between two questions whether a command has ended.
-LOOK_S = 0.1
+#: Between two questions whether a command has ended: each costs the machine some of the time that the command could have. The
+#: first comes soon, each later one after a quarter of what it has taken so far, at most the second figure.
+LOOK_S, LOOK_LIMIT_S = 0.05, 2.0
 
-#: Between two attempts to reach an agent that does not run yet.
-RETRY_S = 1.0
+#: QEMU takes a line at once; an agent that does not run yet leaves it in a buffer that is long enough.
+SEND_TIMEOUT_S = 60.0
 
 
 class Gone(AssertionError):
@@ -28,6 +29,7 @@ class _Lines:
         self._socket, self._read = ours, b""
 
     def send(self, value: object, *, before: bytes = b"") -> None:
+        self._socket.settimeout(SEND_TIMEOUT_S)
         try:
             self._socket.sendall(before + json.dumps(value).encode() + b"\n")
         except OSError as error:
@@ -114,7 +116,7 @@ class Agent:
         except TimeoutError:
             return False
 
-    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 120.0) -> Any:
+    def ask(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 300.0) -> Any:
         """What the command returns."""
         self._lines.send({"execute": command, "arguments": dict(arguments)})
         answer = json.loads(self._lines.line(time.monotonic() + timeout_s))
@@ -128,13 +130,14 @@ class Agent:
         if given:
             arguments["input-data"] = base64.b64encode(given).decode()
         started = self.ask("guest-exec", arguments)
+        began = time.monotonic()
         while True:
             state = self.ask("guest-exec-status", {"pid": started["pid"]})
             if state["exited"]:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{words} has not ended after {timeout_s:g} s")
-            time.sleep(LOOK_S)
+            time.sleep(min(max(LOOK_S, (time.monotonic() - began) / 4), LOOK_LIMIT_S))
         assert not state.get("out-truncated"), f"{words} said too much"
         status = -int(state["signal"]) if "signal" in state else int(state["exitcode"])
         return (

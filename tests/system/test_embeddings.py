@@ -17,7 +17,7 @@ from tests.devices.hotplug import Testbed
 from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
 from tests.waiting import wait_for
 
-from .booted import Booted, booted, configure, state_folder
+from .booted import Booted, booted, command, configure, state_folder
 
 pytestmark = pytest.mark.system
 
@@ -81,6 +81,9 @@ def all_unplugged(tower: Tower) -> Iterator[None]:
     there = [port for port in PORTS if tower.states().get(f"usb-{port}") not in (None, "gone")]
     tower.unplug(*there)
     wait_for("no TPU worker is left", lambda: not tower.appliance.pids("worker tpu"))
+    for fake in FAKES:  # or the tests, one after the other, would look as if it came and went by itself
+        if tower.states().get(fake.id) is not None:
+            assert command(tower.appliance, "tpu", "reset", fake.id).returncode == 0
 
 
 def test_plugged_used_and_unplugged(tower: Tower) -> None:
@@ -138,6 +141,22 @@ def test_unplugged_while_it_works(tower: Tower) -> None:
     found = asyncio.run(ask_while())
     assert all(each["data"] == expected for each in found)
     tower.unplug(*PORTS[1:])
+
+
+def test_replugged_in_one_go(tower: Tower) -> None:
+    """It was away for so short a time that it was usable before and after: its worker opens it anew all the same."""
+    before = tower.stand_in.heard("open")
+    tower.plug(*PORTS)
+    # By the worker for each of the two models, and once by the probe.
+    wait_for("they have their models", lambda: tower.stand_in.heard("open") == before + 2 * len(PORTS) + 1)
+    tower.until_open(3)
+    opened = tower.stand_in.heard("open", FAKES[0])
+    tower.testbed.orders(tower.testbed.unusb(PORTS[0]), tower.testbed.usb(PORTS[0], running=True))
+    wait_for("it was opened anew", lambda: tower.stand_in.heard("open", FAKES[0]) > opened)
+    tower.until_open(3)
+    wait_for("all are at work", lambda: set(tower.states().values()) == {"leased"})
+    workers = {each["worker"] for each in tower.appliance.status()["tpus"]}
+    assert workers == {each["name"] for each in tower.appliance.status()["workers"] if each["kind"] == "tpu"}
 
 
 def test_a_stuck_tpu(tower: Tower) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.config.appliance import Devices, LayoutName
 from appliance.devices.states import PATIENCE_S
-from appliance.devices.table import FAILURES, FLAPS, OPENED_S, RETRY_S
+from appliance.devices.table import FLAPS, RETRY_S
 from appliance.wire.messages import Tpu, TpuBus, TpuState
 from tests.devices.hotplug import Testbed, Watched
 from tests.waiting import wait_for
@@ -122,7 +122,7 @@ def test_the_boot_loaders_dance_is_one_device(testbed: Testbed, watched: Watched
     assert (tpu.state, tpu.worker, tpu.slot) == (LEASED, "tpu-1", before.slot)
     assert set(watched.states["usb-1-1"]) == {BOOT_LOADER, LEASED}
     assert watched.lost == []
-    watched.do("closed", "usb-1-1")
+    watched.do("closed", "usb-1-1", "tpu-1")
     watched.until_state("usb-1-1", READY)
 
 
@@ -142,14 +142,13 @@ def test_stuck_in_the_boot_loader(testbed: Testbed, watched: Watched) -> None:
     testbed.orders(testbed.usb("1-1"))
     watched.until_state("usb-1-1", BOOT_LOADER)
     watched.do("opening", "usb-1-1", "tpu-1")
-    watched.do("failed", "usb-1-1", "not opened after 30 s")
+    watched.do("failed", "usb-1-1", "tpu-1", "not opened after 30 s")
     tpu = watched.until_state("usb-1-1", FAULTY)
     assert tpu.detail == "stays in its boot loader: not opened after 30 s"
     watched.until_state("usb-1-1", BOOT_LOADER, within_s=RETRY_S + 30)  # one more try by itself
-    for _ in range(FAILURES - 1):
-        watched.do("failed", "usb-1-1", "not opened after 30 s")
-    watched.until_state("usb-1-1", QUARANTINED)
-    assert "tpu_not_usable: usb-1-1 is quarantined" in watched.do("opening", "usb-1-1", "tpu-1")
+    watched.do("opening", "usb-1-1", "tpu-1")
+    watched.do("failed", "usb-1-1", "tpu-1", "not opened after 30 s")
+    assert "tpu_not_usable: usb-1-1 is faulty" in watched.do("opening", "usb-1-1", "tpu-1")
 
 
 def test_gone_after_a_reboot(testbed: Testbed) -> None:
@@ -164,7 +163,7 @@ def test_locked_up_until_it_is_plugged_in_anew(testbed: Testbed, watched: Watche
     testbed.orders(testbed.usb("1-1", running=True))
     watched.until_state("usb-1-1", READY)
     watched.do("opened", "usb-1-1", "tpu-1")
-    watched.do("failed", "usb-1-1", "no answer for 10 s")
+    watched.do("failed", "usb-1-1", "tpu-1", "no answer for 10 s")
     assert watched.all()["usb-1-1"].state is FAULTY
     testbed.orders(testbed.unusb("1-1"), testbed.usb("1-1"))
     watched.until_state("usb-1-1", BOOT_LOADER)
@@ -220,12 +219,34 @@ def test_unplugged_during_an_invoke(testbed: Testbed, watched: Watched) -> None:
     watched.until("both are ready", lambda table: all_in(READY, table, 2))
     for name in ("usb-1-1", "usb-1-2"):
         watched.do("opened", name, "tpu-1")
-    watched.until("the opening is over", lambda table: table["usb-1-2"].since_s > OPENED_S)
     testbed.orders(testbed.unusb("1-1"))
     tpu = watched.until_state("usb-1-1", GONE)
     assert (tpu.worker, tpu.load_limit) == ("", 0.0)
     assert watched.lost == [("usb-1-1", "tpu-1", "was unplugged, or reset itself")]
     assert watched.all()["usb-1-2"].state is LEASED
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["for good", "and back"])
+def test_unplugged_as_soon_as_it_was_open(testbed: Testbed, watched: Watched, back: bool) -> None:
+    """No time has to pass until what happens to it is more than the opening's own doing."""
+    testbed.orders(testbed.usb("1-1"))
+    watched.until_state("usb-1-1", BOOT_LOADER)
+    watched.do("opening", "usb-1-1", "tpu-1")
+    testbed.orders(*testbed.dance("1-1"))
+    watched.do("opened", "usb-1-1", "tpu-1")
+    testbed.orders(testbed.unusb("1-1"), *([testbed.usb("1-1")] if back else []))
+    watched.until_state("usb-1-1", BOOT_LOADER if back else GONE)
+    assert watched.lost == [("usb-1-1", "tpu-1", "was unplugged, or reset itself")]
+
+
+def test_unplugged_before_the_worker_said_that_it_is_open(testbed: Testbed, watched: Watched) -> None:
+    testbed.orders(testbed.usb("1-1"))
+    watched.until_state("usb-1-1", BOOT_LOADER)
+    watched.do("opening", "usb-1-1", "tpu-1")
+    testbed.orders(*testbed.dance("1-1"), testbed.unusb("1-1"))
+    watched.do("opened", "usb-1-1", "tpu-1")
+    watched.until_state("usb-1-1", GONE)
+    assert [what[:2] for what in watched.lost] == [("usb-1-1", "tpu-1")]
 
 
 # --- PCIe ----------------------------------------------------------------------------------------------------------------

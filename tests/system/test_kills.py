@@ -278,7 +278,8 @@ async def test_every_part_at_once(endless: Booted, *, long_run: bool) -> None:
 async def every_part_at_once(endless: Booted) -> None:
     await asyncio.to_thread(endless.worker_pid)
     before = set(endless.processes()) - {endless.process.pid}
-    assert len(before) == 6  # supervisor, forkserver, two workers, the gateways' parent, one gateway
+    # Supervisor, forkserver, two workers, the gateways' parent, one gateway, the console.
+    assert len(before) == 7
     for pid in before:
         kill(pid)
     endless.wait_until_gone(before)
@@ -308,7 +309,7 @@ def test_launcher(endless: Booted) -> None:
     """`run` itself: nothing that it started outlives it, and a new one starts where the old one was killed."""
     endless.worker_pid()
     others = set(endless.processes()) - {endless.process.pid}
-    assert len(others) == 6
+    assert len(others) == 7
     session = endless.chat(max_tokens=10)["session_id"]
     kill(endless.process.pid)
     assert endless.process.wait(10) == -signal.SIGKILL

@@ -17,6 +17,7 @@ from tests.waiting import wait_for
 
 from .guest import HOME
 from .installed import GADGET, TARGET, USB_DHCP, VM_MARKS
+from .report import Figures
 from .vm import VirtualMachine
 
 pytestmark = VM_MARKS
@@ -30,6 +31,9 @@ DEVICE = "/sys/bus/usb/devices/1-1"
 
 #: For a machine that is not slow.
 WITHIN_S = 20.0
+
+#: The same from plugging in to an address. On a tower it is 5 s; the machine is also busy.
+ADDRESS_WITHIN_S = 10.0
 
 #: Plugs the cable in, and does what a desktop does then; prints what it took in seconds, by the machine's own clock.
 DESKTOP = r"""
@@ -169,6 +173,12 @@ def connect(vm: VirtualMachine, *options: str) -> None:
     eventually(vm, "the desktop is connected", lambda: usb(vm).get("state") == "connected")
 
 
+def unplug(vm: VirtualMachine) -> None:
+    """dummy_hcd's controller does not tell, as some real ones do not: only the desktop sees it."""
+    vm.run("sh", "-c", f"echo 1 >{PORT}/disable")
+    eventually(vm, "the desktop has lost it", lambda: not attribute(vm, "manufacturer"))
+
+
 def active(vm: VirtualMachine, unit: str) -> bool:
     return vm.out("systemctl", "show", "--value", "--property=ActiveState", unit) == "active"
 
@@ -227,9 +237,9 @@ def test_waits_comes_up_and_leaves_nothing(vm: VirtualMachine, speed: str) -> No
 def test_the_cable_and_the_controller(vm: VirtualMachine) -> None:
     """Pulled, plugged in; then the controller itself goes and comes back."""
     connect(vm)
-    vm.run("sh", "-c", f"echo 1 >{PORT}/disable")
-    eventually(vm, "it is unplugged", lambda: usb(vm)["state"] == "unplugged")
+    unplug(vm)
     vm.run("sh", "-c", f"echo 0 >{PORT}/disable")
+    eventually(vm, "the desktop sees it", lambda: attribute(vm, "manufacturer") == "Coral-Reef")
     eventually(vm, "it is connected", lambda: usb(vm)["state"] == "connected")
     vm.run("rmmod", "dummy_hcd")
     eventually(vm, "there is no controller", lambda: usb(vm)["state"] == "waiting")
@@ -281,21 +291,17 @@ def test_killed(vm: VirtualMachine, long_run: bool) -> None:
         assert usb(vm)["trouble"] == ""
 
 
-def test_a_desktop_in_direct_mode(vm: VirtualMachine, record_property: Callable[[str, object], None]) -> None:
+def test_a_desktop_in_direct_mode(vm: VirtualMachine, figures: Figures) -> None:
     connect(vm)
-    vm.run("sh", "-c", f"echo 1 >{PORT}/disable")
-    eventually(vm, "it is unplugged", lambda: usb(vm)["state"] == "unplugged")
+    unplug(vm)
     took = vm.out("sh", "-c", DESKTOP, "desktop", PORT, DEVICE, timeout_s=60)
     began, there, leased, local = map(float, took.split())
     for what, when in (("interface", there), ("address by DHCP", leased), ("IPv6 link-local address", local)):
-        print(
-            f"from plugging in to the {what}: {when - began:.2f} s on a machine {vm.slowness:g} times slower"
-        )
-        record_property(f"plug to {what}, s", round(when - began, 2))
-    assert leased - began < 5.0 * vm.slowness
-    assert local - began < 5.0 * vm.slowness
+        figures.add(f"plugged in until there is an {what}, in the machine", when - began, "s")
+    assert max(leased, local) - began < ADDRESS_WITHIN_S * vm.slowness
 
-    # An address, and nothing else.
+    # An address, and nothing else. NetworkManager leaves the tower's end alone.
+    assert "usb0:unmanaged" in vm.out("nmcli", "--terse", "--fields=DEVICE,STATE", "device").splitlines()
     lease = dict(line.split("=", 1) for line in vm.out("cat", "/run/lease").splitlines() if "=" in line)
     assert (lease["subnet"], lease["serverid"]) == ("255.255.255.240", "10.67.82.1")
     assert not {"router", "dns", "domain", "staticroutes", "ntpsrv"} & set(lease)

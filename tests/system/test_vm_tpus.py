@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import httpx
 import pytest
 
 from appliance.devices.table import FLAPS
+from tests.edgetpu.stand_in import Fake, StandIn, add_text_models
 from tests.waiting import wait_for
 
 from . import fake_coral
-from .installed import VM_MARKS
+from .installed import SUPERVISOR, VM_MARKS
 from .report import Figures
 from .vm import VirtualMachine
 
@@ -23,6 +25,12 @@ pytestmark = VM_MARKS
 MANY = 32
 
 FIFO = "/run/fake-coral.orders"
+
+#: What the stand-in for libedgetpu reads and writes there.
+CONTROL, LOG = "/run/fake-edgetpu/tpus", "/run/coral-reef/workers/fake-edgetpu.log"
+
+#: How long an invoke takes, so that the cable can be pulled meanwhile, and how many follow on one another.
+INVOKE_MS, INVOKES = 2000, 8
 
 #: For what an event of udev's brings about, for a machine that is not slow.
 TOLD_WITHIN_S = 15.0
@@ -67,6 +75,8 @@ class Tower:
 
     def add_ports(self, count: int) -> None:
         """Each a controller of its own: port N is `usb-N-1`, from 1 on."""
+        # The appliance would take the first of them for its own USB link.
+        self.machine.run("systemctl", "mask", "--runtime", "--now", "coral-reef-gadget.service")
         self.machine.run("modprobe", "dummy_hcd", f"num={count}", "is_super_speed=0")
         self.machine.put("/run/fake_coral.py", Path(fake_coral.__file__).read_bytes())
         program = ["/usr/bin/python3", "/run/fake_coral.py", str(count), FIFO]
@@ -83,6 +93,12 @@ class Tower:
         response = self._client.get("/api/v1/system/tpus")
         assert response.status_code == 200, response.text
         return {tpu["id"]: tpu for tpu in response.json()["tpus"]}
+
+    def embed(self, texts: list[str]) -> dict[str, Any]:
+        response = self._client.post("/api/v1/embeddings", json={"input": texts})
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
 
     def repairs(self) -> list[str]:
         return [repair["id"] for repair in self._client.get("/api/v1/system/repairs").json()["repairs"]]
@@ -149,3 +165,56 @@ def test_one_that_comes_and_goes_is_quarantined(tower: Tower) -> None:
     assert "tpu_quarantined:usb-1-1" in tower.repairs()
     tower.machine.run("coral-reef", "repair", "fix", "tpu_quarantined:usb-1-1")
     assert "tpu_quarantined:usb-1-1" not in tower.repairs()
+
+
+def test_unplugged_during_an_invoke(tower: Tower, tmp_path: Path) -> None:
+    """The one that was on it is answered all the same, by the CPU; nobody else notices."""
+    port = Fake("usb-1-1", ms=INVOKE_MS)
+    stand_in = StandIn(tmp_path)
+    install_stand_in(tower.machine, stand_in, tmp_path / "models")
+
+    def tell(*tpus: Fake) -> None:
+        stand_in.tell(*tpus)
+        tower.machine.put(CONTROL, stand_in.control.read_bytes())
+
+    tell(port)
+    tower.add_ports(1)
+    tower.order("plug 0 running")
+    tower.until("a worker has opened it", "leased", 1)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(tower.embed, [f"text {number}" for number in range(INVOKES)])
+        heard = ["grep", "-c", f"^invoke {port.path}$", LOG]
+        wait_for(
+            "it works",
+            lambda: int(tower.machine.run(*heard, check=False).stdout or 0),
+            within_s=TOLD_WITHIN_S * tower.machine.slowness,
+            look_s=0.2,
+        )
+        assert not asked.done()
+        tell(Fake("usb-1-1", "absent"))
+        tower.order("unplug 0")
+        answer = asked.result()
+    assert len(answer["data"]) == INVOKES
+    assert "cpu" in answer["ran_on"]
+    tower.until("it is gone", "gone", 1)
+    assert tower.embed(["text"])["ran_on"] == ["cpu"]
+
+
+def install_stand_in(machine: VirtualMachine, stand_in: StandIn, models: Path) -> None:
+    """The library with models that were compiled for it; the port 1-1 is a slot for memory, which embeddings belong to."""
+    machine.put("/usr/lib/x86_64-linux-gnu/libedgetpu.so.1", Path(stand_in.library).read_bytes())
+    machine.run("ldconfig")
+    models.mkdir()
+    add_text_models(models)
+    for file in models.iterdir():
+        machine.put(f"/var/lib/coral-reef/models/{file.name}", file.read_bytes())
+    slots = '["usb-2-1", "usb-3-1", "usb-1-1"]'
+    machine.put("/etc/coral-reef/appliance.toml", f'[[devices.trays]]\nname = "top"\nslots = {slots}\n')
+    machine.put(
+        f"/run/systemd/system/{SUPERVISOR}.d/stand-in.conf",
+        f"[Service]\nEnvironment=FAKE_EDGETPU={CONTROL} FAKE_EDGETPU_LOG={LOG}\n",
+    )
+    machine.put(CONTROL, stand_in.control.read_bytes())
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", SUPERVISOR)
+    machine.wait_until_healthy()

@@ -13,8 +13,10 @@ import json
 import os
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,7 +27,7 @@ from tests.waiting import wait_for
 
 from .booted import free_port
 from .guest import COMMAND_TIMEOUT_S, LOGIN, Guest, become
-from .image import API_ADDRESS, API_MAC, API_PORT, Image
+from .image import API_ADDRESS, API_MAC, API_PORT, Image, built
 from .qemu_talk import Agent, Monitor
 
 MEMORY_MIB = 2048
@@ -46,8 +48,10 @@ OFF_TIMEOUT_S = 60.0
 #: Chooses `tcg` although there is KVM.
 CHOICE = "CORAL_REEF_VM"
 
+#: Without `tsc=reliable` the kernel takes its time from an emulated HPET, and Python asks for it without end.
 KERNEL_COMMAND_LINE = (
-    "console=ttyS0 root=/dev/vda rw loglevel=4 mitigations=off nowatchdog systemd.show_status=true"
+    "console=ttyS0 root=/dev/vda rw loglevel=4 systemd.show_status=true "
+    "mitigations=off nowatchdog tsc=reliable clocksource=tsc"
 )
 
 
@@ -66,13 +70,9 @@ class VirtualMachine(Guest):
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         # Files without a name. QEMU wants each open for exactly what it does with it.
-        self._base = os.open(image.disk, os.O_RDONLY)
-        self._disk = os.open("/tmp", os.O_RDWR | os.O_TMPFILE)
+        self._base, self._disk = _disks(image, log)
         self._console, self._console_written = _memory_file("console")
         self._acknowledged, self._acknowledged_written = _memory_file("acknowledged")
-        size = os.fstat(self._base).st_size
-        make = ["qemu-img", "create", "-q", "-f", "qcow2", f"/proc/self/fd/{self._disk}", str(size)]
-        subprocess.run(make, pass_fds=[self._disk], stdout=log, stderr=log, check=True)
 
     # --- its power ----------------------------------------------------------------------------------------------
 
@@ -81,34 +81,18 @@ class VirtualMachine(Guest):
         assert self._process is None, "it is on"
         monitor, its_monitor = socket.socketpair()
         agent, its_agent = socket.socketpair()
-        its_end = (its_monitor, its_agent)
         files = [self._base, self._disk, self._console_written, self._acknowledged_written]
-        sets = [f"fd={descriptor},set={number}" for number, descriptor in enumerate(files)]
         command = [
             *("setpriv", "--pdeathsig=KILL", "nice", "-n", "5"),
-            *_qemu(self._image),
-            *(word for each in sets for word in ("-add-fd", each)),
-            *(
-                "-blockdev",
-                _json("file", "base-file", filename="/dev/fdset/0", **{"read-only": True, **_NO_LOCKS}),
-            ),
-            *("-blockdev", _json("raw", "base", file="base-file", **{"read-only": True})),
-            *("-blockdev", _json("file", "disk-file", filename="/dev/fdset/1", cache=_CACHE, **_NO_LOCKS)),
-            *("-blockdev", _json("qcow2", "disk", file="disk-file", backing="base", cache=_CACHE)),
-            *("-device", "virtio-blk-pci,drive=disk"),
+            *_qemu(self._image, self.port),
+            *_open_files(files),
             *("-chardev", "file,id=console,path=/dev/fdset/2,append=on", "-serial", "chardev:console"),
             *("-chardev", "file,id=acknowledged,path=/dev/fdset/3,append=on"),
             *("-device", "virtserialport,chardev=acknowledged,name=acknowledged"),
             *("-chardev", f"socket,id=agent,fd={its_agent.fileno()}"),
             *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
-            *(
-                "-chardev",
-                f"socket,id=monitor,fd={its_monitor.fileno()}",
-                "-mon",
-                "chardev=monitor,mode=control",
-            ),
-            *_network(self.port),
-            *("-display", "none"),
+            *("-chardev", f"socket,id=monitor,fd={its_monitor.fileno()}"),
+            *("-mon", "chardev=monitor,mode=control"),
         ]
         with its_monitor, its_agent:
             self._process = subprocess.Popen(
@@ -116,7 +100,7 @@ class VirtualMachine(Guest):
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=[*files, *(each.fileno() for each in its_end)],
+                pass_fds=[*files, its_monitor.fileno(), its_agent.fileno()],
             )
         self._sockets = (monitor, agent)
         self._monitor, self._agent = Monitor(monitor), Agent(agent)
@@ -280,8 +264,7 @@ RUNNING: list[VirtualMachine] = []
 #: What the machine has flushed is in the file; this machine itself does not lose power.
 _CACHE = {"direct": False, "no-flush": True}
 
-#: They are nobody else's.
-_NO_LOCKS = {"locking": "off"}
+_READ_ONLY = {"read-only": True}
 
 
 def _memory_file(name: str) -> tuple[int, int]:
@@ -298,26 +281,69 @@ def _json(driver: str, name: str, **more: object) -> str:
     return json.dumps({"driver": driver, "node-name": name, **more})
 
 
-def _qemu(image: Image) -> list[str]:
-    """A computer without disk, network and console."""
-    accelerator = (
-        ["-accel", "kvm", "-cpu", "host"]
-        if kvm()
-        else ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"]
-    )
-    return [
-        *("qemu-system-x86_64", "-machine", "q35", *accelerator, "-nodefaults", "-no-user-config"),
-        *("-smp", str(PROCESSORS), "-m", str(MEMORY_MIB)),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_COMMAND_LINE),
-        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
-    ]
+def _disks(image: Image, log: IO[bytes] | None) -> tuple[int, int]:
+    """The image, open for reading, and an empty layer over it, open for both, that has no name."""
+    base = os.open(image.disk, os.O_RDONLY)
+    with tempfile.TemporaryFile(dir="/tmp") as file:
+        layer = os.dup(file.fileno())
+    size = str(os.fstat(base).st_size)
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", f"/proc/self/fd/{layer}", size]
+    subprocess.run(make, pass_fds=[layer], stdout=log, stderr=log, check=True)
+    return base, layer
 
 
-def _network(port: int) -> list[str]:
+def _open_files(descriptors: Sequence[int]) -> list[str]:
+    """Hands them to QEMU as /dev/fdset/0 and so on."""
+    sets = [f"fd={descriptor},set={number}" for number, descriptor in enumerate(descriptors)]
+    return [word for each in sets for word in ("-add-fd", each)]
+
+
+def _qemu(image: Image, port: int) -> list[str]:
+    """A computer without a console, its disk from the files 0 and 1, its API at `port` of this machine."""
+    accelerator = ["kvm", "-cpu", "host"] if kvm() else ["tcg,thread=multi,tb-size=256", "-cpu", "max"]
     forward = f"hostfwd=tcp:127.0.0.1:{port}-{API_ADDRESS}:{API_PORT}"
     return [
-        "-netdev",
-        f"user,id=api,restrict=on,{forward}",
-        "-device",
-        f"virtio-net-pci,netdev=api,mac={API_MAC}",
+        *("qemu-system-x86_64", "-machine", "q35", "-accel", *accelerator, "-nodefaults", "-no-user-config"),
+        *("-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-display", "none"),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_COMMAND_LINE),
+        *("-blockdev", _json("file", "base-file", filename="/dev/fdset/0", locking="off", **_READ_ONLY)),
+        *("-blockdev", _json("raw", "base", file="base-file", **_READ_ONLY)),
+        *("-blockdev", _json("file", "layer-file", filename="/dev/fdset/1", locking="off", cache=_CACHE)),
+        *("-blockdev", _json("qcow2", "disk", file="layer-file", backing="base", cache=_CACHE)),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-netdev", f"user,id=api,restrict=on,{forward}"),
+        *("-device", f"virtio-net-pci,netdev=api,mac={API_MAC}"),
     ]
+
+
+def main() -> None:
+    """`make vm`: boots one for a person, its console in this terminal; the environment's PORT is where its API is."""
+    port = int(os.environ.get("PORT") or 8080)
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        sys.exit(
+            f"coral-reef: 127.0.0.1:{port}: {os.strerror(error.errno or 0)}; try make vm PORT={port + 1}"
+        )
+    found = built()
+    base, layer = _disks(found, None)
+    console = [
+        "-chardev",
+        "stdio,id=console,mux=on,signal=off",
+        "-serial",
+        "chardev:console",
+        "-mon",
+        "console",
+    ]
+    print(
+        "It boots: log in as root, without a password. Ctrl-A X switches it off and forgets all that was written.\n"
+        f"Its API: http://127.0.0.1:{port}; the key: cat /var/lib/coral-reef/admin.key",
+        flush=True,
+    )
+    command = ["setpriv", "--pdeathsig=KILL", *_qemu(found, port), *_open_files([base, layer]), *console]
+    sys.exit(subprocess.run(command, pass_fds=[base, layer], check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ TEXT_LIMIT_CHARACTERS = 600
 FILE_LIMIT_BYTES = 400_000
 PARAGRAPHS_OF_A_FILE = 6
 TEXTS_OF_A_PACKAGE = 100
+
+#: Debian 12 has some 32,000 source packages that say something; with far fewer, lists are missing.
+RELEASE_AT_LEAST = 20_000
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -87,20 +91,50 @@ def installed() -> list[Pair]:
     return one_of_each(stanzas(text), {})
 
 
-def available(work: Path) -> list[Pair]:
-    """All packages of the release. `apt-get update` fetches the lists with English descriptions, into `work`."""
-    lists = work / "apt-lists"
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    options = [f"Dir::State::lists={lists}", "Acquire::Languages=en", "Debug::NoLocking=1"]
-    subprocess.run(
-        ["apt-get", "update", "-qq", *(word for option in options for word in ("-o", option))], check=True
-    )
+def available(work: Path, at_least: int = RELEASE_AT_LEAST) -> list[Pair]:
+    """All packages of the release, one of each source, from lists that `apt-get update` fetches into `work`: any user may. Once
+    there, the lists stay, so that a run that was stopped goes on with the same texts; take `work` away for newer ones.
+
+    Raises SystemExit when they have less than `at_least`.
+    """
+    # Absolute: a relative path would be one below /var/lib/apt.
+    lists = (work / "apt-lists").resolve()
+    if not lists.exists():
+        fetch(lists)
     sources = {
         fields["Package"]: fields["Source"].partition(" ")[0]
         for fields in stanzas(_lists(lists, "_Packages"))
         if "Source" in fields
     }
-    return one_of_each(stanzas(_lists(lists, "_Translation-en")), sources)
+    pairs = one_of_each(stanzas(_lists(lists, "_Translation-en")), sources)
+    if len(pairs) < at_least:
+        shutil.rmtree(lists)
+        raise SystemExit(
+            f"the package lists that `apt-get update` fetched describe {len(pairs):,} packages, not {at_least:,} or more: "
+            "see above for what it could not fetch, and whether /etc/apt names the whole release (main); then try again"
+        )
+    return pairs
+
+
+def fetch(lists: Path) -> None:
+    """Package lists of this machine's sources, with English descriptions, into a folder that is there when all of them are."""
+    print("fetching Debian's package lists", flush=True)
+    partial = lists.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "partial").mkdir(parents=True)
+    options = [f"Dir::State::lists={partial}", "Acquire::Languages=en", "Debug::NoLocking=1"]
+    command = ["apt-get", "update", "-qq", *(word for option in options for word in ("-o", option))]
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError:
+        raise SystemExit(
+            "the training text comes from Debian's package lists, and there is no apt-get to fetch them"
+        ) from None
+    except subprocess.CalledProcessError:
+        raise SystemExit(
+            "apt-get update failed (see above): the training text comes from Debian's package lists"
+        ) from None
+    partial.rename(lists)
 
 
 def _lists(folder: Path, kind: str) -> str:
