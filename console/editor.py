@@ -102,7 +102,9 @@ class FullEditor(Editor):
         self._output = output
 
     def refuse(self, refused: Refused) -> bool:
-        if not self._session.app.is_running:
+        answer = self._session.app.future
+        # One that was just given, by Enter among the last keys, is taken: what is refused came after it.
+        if not self._session.app.is_running or answer is None or answer.done():
             return False
         self._session.app.exit(exception=refused)
         return True

@@ -128,7 +128,7 @@ def test_in_the_engine(stand_in: StandIn, tmp_path: Path) -> None:
     assert isinstance(found, Failure)
     assert found.code == "no_device"
     engine.until_open(4)
-    assert (first[0], TpuStep.FAILED) in engine.reports
+    wait_for("its failure is told", lambda: (first[0], TpuStep.FAILED) in engine.reports)
     found = engine.ask("cut")
     assert isinstance(found, Invoked)
     assert found.outputs == engine.expected
