@@ -40,6 +40,11 @@ class Keyboard(Input):
     def received(self, data: bytes) -> None:
         """Takes what came from the line."""
         now = self.active_at = self._loop.time()
+        if self._resting is not None and self._intake.rest(
+            now
+        ):  # first, so that what comes now is not spoilt with it
+            self._resting.cancel()
+            self._rest()
         if self._callback is None and CTRL_C in data:
             self._intake.clear()
             data = data.rpartition(CTRL_C)[2]
