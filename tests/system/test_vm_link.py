@@ -17,6 +17,7 @@ from tests.waiting import wait_for
 
 from .guest import HOME
 from .installed import GADGET, TARGET, USB_DHCP, VM_MARKS
+from .report import Figures
 from .vm import VirtualMachine
 
 pytestmark = VM_MARKS
@@ -30,6 +31,9 @@ DEVICE = "/sys/bus/usb/devices/1-1"
 
 #: For a machine that is not slow.
 WITHIN_S = 20.0
+
+#: The same from plugging in to an address. On a tower it is 5 s; the machine is also busy.
+ADDRESS_WITHIN_S = 10.0
 
 #: Plugs the cable in, and does what a desktop does then; prints what it took in seconds, by the machine's own clock.
 DESKTOP = r"""
@@ -287,18 +291,14 @@ def test_killed(vm: VirtualMachine, long_run: bool) -> None:
         assert usb(vm)["trouble"] == ""
 
 
-def test_a_desktop_in_direct_mode(vm: VirtualMachine, record_property: Callable[[str, object], None]) -> None:
+def test_a_desktop_in_direct_mode(vm: VirtualMachine, figures: Figures) -> None:
     connect(vm)
     unplug(vm)
     took = vm.out("sh", "-c", DESKTOP, "desktop", PORT, DEVICE, timeout_s=60)
     began, there, leased, local = map(float, took.split())
     for what, when in (("interface", there), ("address by DHCP", leased), ("IPv6 link-local address", local)):
-        print(
-            f"from plugging in to the {what}: {when - began:.2f} s on a machine {vm.slowness:g} times slower"
-        )
-        record_property(f"plug to {what}, s", round(when - began, 2))
-    assert leased - began < 5.0 * vm.slowness
-    assert local - began < 5.0 * vm.slowness
+        figures.add(f"plugged in until there is an {what}, in the machine", when - began, "s")
+    assert max(leased, local) - began < ADDRESS_WITHIN_S * vm.slowness
 
     # An address, and nothing else. NetworkManager leaves the tower's end alone.
     assert "usb0:unmanaged" in vm.out("nmcli", "--terse", "--fields=DEVICE,STATE", "device").splitlines()
