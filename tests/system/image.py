@@ -81,6 +81,8 @@ FILES = {
         "[main]\nplugins=keyfile\nno-auto-default=*\n[connectivity]\nenabled=false\n"
         f"[keyfile]\nunmanaged-devices=mac:{API_MAC}\n"
     ),
+    # It tells of every command that it runs.
+    "etc/systemd/system/qemu-guest-agent.service.d/quiet.conf": "[Service]\nLogLevelMax=warning\n",
     # The gateway listens on loopback alone: what comes from outside is handed on to it.
     "etc/systemd/system/api0.service": f"""[Unit]
 Description=The address of the card through which the tests reach the API

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from .guest import HOME
 from .installed import GADGET, VM_MARKS
+from .report import Figures
 from .test_vm_link import DEVICE, PORT, active, connect, eventually
 from .vm import VirtualMachine
 
@@ -126,9 +126,7 @@ def tower(vm: VirtualMachine) -> VirtualMachine:
     return vm
 
 
-def test_somebody_comes_looks_chats_and_pulls_the_cable(
-    vm: VirtualMachine, record_property: Callable[[str, object], None]
-) -> None:
+def test_somebody_comes_looks_chats_and_pulls_the_cable(vm: VirtualMachine, figures: Figures) -> None:
     """From the first plug of a new tower to the login of the next person."""
     connect(vm)
     eventually(vm, "the console runs", lambda: active(vm, CONSOLE))
@@ -167,10 +165,7 @@ def test_somebody_comes_looks_chats_and_pulls_the_cable(
     steps = done["times"]
     plugged = len(steps) - len(LEAVES) - 3 - len(log_in())
     to_prompt = sum(steps[plugged - 1 : plugged + 1])
-    print(
-        f"from plugging in to the login prompt: {to_prompt:.1f} s on a machine {vm.slowness:g} times slower"
-    )
-    record_property("plug to prompt, s", round(to_prompt, 2))
+    figures.add("plug to prompt, in the machine", to_prompt, "s")
 
 
 def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) -> None:
@@ -228,9 +223,7 @@ def test_a_megabyte(tower: VirtualMachine) -> None:
     )
 
 
-def test_the_shutdown_does_not_wait_for_who_does_not_read(
-    tower: VirtualMachine, record_property: Callable[[str, object], None]
-) -> None:
+def test_the_shutdown_does_not_wait_for_who_does_not_read(tower: VirtualMachine, figures: Figures) -> None:
     """A desktop that has the cable in and nothing open, with the line full; then no desktop at all."""
     stop = f"cut -d' ' -f1 /proc/uptime; systemctl stop {CONSOLE}; cut -d' ' -f1 /proc/uptime"
     took = {}
@@ -244,10 +237,7 @@ def test_the_shutdown_does_not_wait_for_who_does_not_read(
         tower.run("systemctl", "start", CONSOLE)
         eventually(tower, "the console runs", lambda: active(tower, CONSOLE))
     for who, seconds in took.items():
-        print(
-            f"stopping the console while {who}: {seconds:.2f} s on a machine {tower.slowness:g} times slower"
-        )
-        record_property(f"console's stop while {who}, s", round(seconds, 2))
+        figures.add(f"the console's stop while {who}, in the machine", seconds, "s")
         assert seconds < 1.0 * tower.slowness, took
 
 
