@@ -168,11 +168,14 @@ class VirtualMachine(Guest):
         self._monitor.type(f"savevm {name}")
 
     def revert(self, name: str) -> None:
-        """Makes it what it was; it may be off."""
-        if not self.on:
-            if self._process is not None:
-                self._ended()
-            self.switch_on()
+        """Makes it what it was; it may be off.
+
+        In a QEMU of its own: one that goes on never lets the processor's clock go back (cpu_get_ticks), and to the machine all
+        the time since then would pass at once, watchdogs included.
+        """
+        if self._process is not None:
+            self.cut_power()
+        self.switch_on()
         self._monitor.type(f"loadvm {name}")
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         while not self._agent.synchronize(1.0):
