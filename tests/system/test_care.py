@@ -194,8 +194,12 @@ def test_a_reload_reaches_the_gateway(state: Path) -> None:
         assert command(appliance, "reload").stdout == "changed: scheduler.queue_limit\n"
         configure(state, "[gateway]\nprocesses = 1\n[scheduler]\nqueue_limit = 9\n")
         assert command(appliance, "reload").returncode == 0
-        wait_for("one is left", lambda: len(appliance.pids("gateway")) == 1, within_s=HEALED_WITHIN_S)
-        assert not set(appliance.pids("gateway")) & second
+
+        def one_is_left() -> bool:
+            now = set(appliance.pids("gateway"))
+            return len(now) == 1 and not now & second
+
+        wait_for("one is left, and new", one_is_left, within_s=HEALED_WITHIN_S)
         configure(state, "[gateway]\nprocesses = 2\n")
         (supervisor,) = appliance.pids("supervisor")
         os.kill(supervisor, signal.SIGKILL)  # the next one reads them at its start
