@@ -184,7 +184,7 @@ def test_random_ends(
     times: int,
 ) -> None:
     table = wait_until_whole(running, Table(running).count)
-    assert set(table.count) == {"supervisor", "forkserver", "worker", "parent", "gateway"}
+    assert set(table.count) == {"supervisor", "forkserver", "worker", "parent", "gateway", "gadget"}
     took: dict[str, list[float]] = defaultdict(list)
     try:
         for _ in range(times):
