@@ -50,11 +50,15 @@ children = (folder / "task" / sys.argv[1] / "children").read_text().split()
 print(len(os.listdir(folder / "fd")), status["Threads"], len(children), status["VmRSS"].split()[0])
 """
 
-#: Sends to the line what ModemManager sends, byte by byte, and prints what came back within the seconds given.
+#: Sends to the line what ModemManager sends, byte by byte, and prints what came back within the seconds given. What the terminal
+#: has echoed before it was raw is taken back first.
 PROBES = r"""
 import os, select, sys, time, tty
 line = os.open("/dev/ttyACM0", os.O_RDWR | os.O_NOCTTY)
 tty.setraw(line)
+os.write(line, b"\x15\r")
+while select.select([line], [], [], 2.0)[0]:
+    os.read(line, 4096)
 back, deadline = b"", time.monotonic() + float(sys.argv[1])
 for probe in (b"AT\r", b"AT\r", b"AT\r", b"AT+GCAP\r", b"ATI\r", b"AT+CPIN?\r", b"AT+CGMM\r", b"\x7e\x00\x78\xf0\x7e"):
     for byte in probe:
