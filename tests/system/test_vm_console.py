@@ -187,6 +187,8 @@ def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) 
     see_them_do(tower, *log_in(), *asks("status", "is ready"), *LEAVES)
 
 
+# What it holds stays, but its memory grows by 365 KiB a cycle; on pseudo-terminals it does not.
+@pytest.mark.trial
 def test_plugging_in_and_out_leaves_nothing_behind(tower: VirtualMachine, long_run: bool) -> None:
     def held() -> list[int]:
         pid = tower.show(CONSOLE, "MainPID")
