@@ -49,8 +49,8 @@ def console(appliance: Booted, *, smart: bool = False) -> Iterator[Terminal]:
 
 def line_of(appliance: Booted) -> Path:
     """Where `coral-reef run` says that one attaches."""
-    found = re.search(r"console   \S*coral-reef console --line (/dev/pts/\d+)\n", appliance.log)
-    assert found, appliance.log
+    said = re.compile(r"console   \S*coral-reef console --line (/dev/pts/\d+)\n")
+    found = wait_for("it greets", lambda: said.search(appliance.log))
     path = Path(found[1])
     assert (appliance.state / "console").readlink() == path
     return path
