@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from .booted import ROOT, free_port
 from .image import Image
 from .installed import SERVICES, SOCKET, TARGET, VM_MARKS, served
@@ -38,6 +40,7 @@ def test_it_reboots(vm: VirtualMachine) -> None:
     assert served(vm)["finish_reason"] == "stop"
 
 
+@pytest.mark.trial
 def test_it_switches_itself_off(vm: VirtualMachine) -> None:
     """In order: nothing had to be killed."""
     vm.switch_off()
