@@ -4,6 +4,7 @@ have history, completion and help as one types."""
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,7 +50,7 @@ class Refused(Exception):
         self.spoilt = spoilt
 
 
-class Editor:
+class Editor(ABC):
     """Asks for lines, one at a time. Ctrl-C raises Interrupted; Ctrl-D where nothing is typed, or a line that ends, EOFError."""
 
     def __init__(self, terminal: Terminal, helper: Helper | None = None) -> None:
@@ -68,15 +69,17 @@ class Editor:
             self.helper.history.store_string(line)
             return line
 
+    @abstractmethod
     def refuse(self, refused: Refused) -> bool:
         """Tells of a paste that is too long; False when nobody is asked now."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _edit(self, prompt: str, before: str) -> str:
-        raise NotImplementedError
+        """One line, which begins with `before`; raises what `refuse` was told."""
 
+    @abstractmethod
     def _typed(self) -> str:
-        raise NotImplementedError
+        """What stands on the line now."""
 
 
 class FullEditor(Editor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -156,7 +157,7 @@ class Keyboard(Input):
         return contextlib.nullcontext()
 
     def fileno(self) -> int:
-        raise NotImplementedError("keys come from a line, not from a file")
+        raise io.UnsupportedOperation("keys come from a line, not from a file")
 
     def typeahead_hash(self) -> str:
         return "console"  # one line a process: see `forget`

@@ -63,7 +63,6 @@ back, deadline = b"", time.monotonic() + float(sys.argv[1])
 for probe in (b"AT\r", b"AT\r", b"AT\r", b"AT+GCAP\r", b"ATI\r", b"AT+CPIN?\r", b"AT+CGMM\r", b"\x7e\x00\x78\xf0\x7e"):
     for byte in probe:
         os.write(line, bytes([byte]))
-        time.sleep(0.001)
 while time.monotonic() < deadline:
     if select.select([line], [], [], 0.2)[0]:
         back += os.read(line, 4096)
