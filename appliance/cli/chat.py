@@ -14,6 +14,8 @@ import msgspec
 
 from appliance.client.conversation import (
     CONNECT_TIMEOUT_S,
+    ENDS,
+    HELP,
     PERSONAS_PATH,
     SILENCE_TIMEOUT_S,
     STREAM_PATH,
@@ -24,11 +26,6 @@ from appliance.client.conversation import (
 
 from .exit_status import ExitStatus, Failed
 from .place import add_place_options, key_of, paths_of, url_of
-
-HELP = """\
-/persona NAME   talk to somebody else        /new    begin a new conversation
-/personas       who there is to talk to      /quit   end (or Ctrl-D)
-Ctrl-C cancels a reply, also one that still waits."""
 
 
 def add_parser(commands: Any) -> None:
@@ -164,7 +161,7 @@ def _many(stream: _Stream, *, as_json: bool) -> int:
         if not line:
             continue
         if line.startswith("/"):
-            if line in ("/quit", "/exit", "/bye"):
+            if line in ENDS:
                 return status
             _command(stream, line, names)
             continue

@@ -22,6 +22,13 @@ SILENCE_TIMEOUT_S = 60.0
 #: A connection that is not made within this will not be.
 CONNECT_TIMEOUT_S = 5.0
 
+#: What can be typed instead of a message, and which of it ends.
+HELP = """\
+/persona NAME   talk to somebody else        /new    begin a new conversation
+/personas       who there is to talk to      /quit   end (or Ctrl-D)
+Ctrl-C cancels a reply, also one that still waits."""
+ENDS = ("/quit", "/exit", "/bye")
+
 #: Of an answer that is no JSON, so much is shown.
 REFUSAL_CHARS = 200
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from appliance.client.address import gateway_url
 from appliance.client.conversation import (
     CONNECT_TIMEOUT_S,
+    ENDS,
+    HELP,
     PERSONAS_PATH,
     SILENCE_TIMEOUT_S,
     STREAM_PATH,
@@ -31,12 +33,6 @@ DEFAULT = "coral"
 
 #: As they ship; the gateway says which there really are.
 PERSONAS = ("coral", "finn", "marina", "pike", "pearl", "ray")
-
-HELP = """\
-/persona NAME   talk to somebody else        /new    begin a new conversation
-/personas       who there is to talk to      /quit   end (or Ctrl-D)
-Ctrl-C cancels a reply, also one that still waits."""
-ENDS = ("/quit", "/exit", "/bye")
 
 
 async def run(context: Context, words: Sequence[str]) -> None:
