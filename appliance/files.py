@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +49,44 @@ def create_secret(path: Path, content: bytes) -> bool:
         os.unlink(name)
     sync_folder(path.parent)
     return True
+
+
+class SecretUnusable(Exception):
+    """`why` goes on after the file's name; `remedy` is for a person. `broken`: it can be read, and holds no secret."""
+
+    def __init__(self, why: str, remedy: str, *, broken: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.remedy, self.broken = why, remedy, broken
+
+
+def read_secret(path: Path, size_bytes: int) -> bytes:
+    """The bytes that a file holds as hexadecimal digits and perhaps a line end. SecretUnusable when it is unreadable, open to
+    others, or holds anything else."""
+    try:
+        # Without O_NONBLOCK a FIFO in its place would hold us up forever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise SecretUnusable(
+            f"cannot be opened: {error.strerror}",
+            f"Make {path} readable for the user of this service, and for nobody else",
+        ) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise SecretUnusable("is not a regular file", f"Restore {path} from a backup", broken=True)
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise SecretUnusable(
+                f"is open to other users (mode {stat.S_IMODE(mode):04o})",
+                f"Run `chmod 600 {path}`, and consider who may have read it",
+            )
+        content = os.read(descriptor, 2 * size_bytes + 2)
+    finally:
+        os.close(descriptor)
+    if not re.fullmatch(rb"[0-9a-fA-F]{%d}\n?" % (2 * size_bytes), content):
+        raise SecretUnusable(
+            f"does not hold {2 * size_bytes} hexadecimal digits", f"Restore {path} from a backup", broken=True
+        )
+    return bytes.fromhex(content.decode("ascii"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import re
 import secrets
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.files import create_secret
+from appliance.files import SecretUnusable, create_secret, read_secret
 
 from .errors import DeviceKeyError
 
 #: RFC 8032: the private key, from which everything else follows.
 SEED_BYTES = 32
-
-_HEX_SEED = re.compile(rb"[0-9a-f]{%d}\n?" % (2 * SEED_BYTES))
 
 
 @dataclass(frozen=True)
@@ -49,29 +44,12 @@ def device_key(path: Path) -> DeviceKey:
 
 def _read(path: Path) -> bytes:
     try:
-        # Without O_NONBLOCK a FIFO in its place would hold us up forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
+        return read_secret(path, SEED_BYTES)
+    except SecretUnusable as error:
+        instead = ", or delete it to become another appliance" if error.broken else ""
         raise DeviceKeyError(
-            f"The appliance's key {path} cannot be opened: {error.strerror}",
-            remedy=f"Make {path} readable for root, and for nobody else",
-        ) from None
-    try:
-        mode = os.fstat(descriptor).st_mode
-        content = os.read(descriptor, 2 * SEED_BYTES + 2) if stat.S_ISREG(mode) else b""
-    finally:
-        os.close(descriptor)
-    if stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
-        raise DeviceKeyError(
-            f"The appliance's key {path} is open to other users (mode {stat.S_IMODE(mode):04o})",
-            remedy=f"Run `chmod 600 {path}`, and consider who may have read it",
-        )
-    if not _HEX_SEED.fullmatch(content):
-        raise DeviceKeyError(
-            f"The appliance's key {path} does not hold {2 * SEED_BYTES} hexadecimal digits",
-            remedy=f"Restore {path} from a backup, or delete it to become another appliance",
-        )
-    return bytes.fromhex(content.decode("ascii"))
+            f"The appliance's key {path} {error.why}", remedy=f"{error.remedy}{instead}"
+        ) from error
 
 
 def _from_seed(seed: bytes) -> DeviceKey:

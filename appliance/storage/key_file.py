@@ -5,21 +5,15 @@ A raw key, no passphrase: deriving one costs 130 ms an open, and the file's perm
 
 from __future__ import annotations
 
-import os
-import re
 import secrets
-import stat
 from pathlib import Path
 
-from appliance.files import create_secret
+from appliance.files import SecretUnusable, create_secret, read_secret
 
 from .errors import KeyFileError
 
 #: AES-256: what SQLCipher takes as a raw key.
 KEY_BYTES = 32
-
-_HEX_KEY = re.compile(rb"[0-9a-fA-F]{%d}\n?" % (2 * KEY_BYTES))
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def obtain_key(path: Path, database: Path) -> bytes:
@@ -45,30 +39,6 @@ def obtain_key(path: Path, database: Path) -> bytes:
 def read_key(path: Path) -> bytes:
     """The 32 bytes in the file `path`. KeyFileError when it is unreadable, open to others, or malformed."""
     try:
-        # Without O_NONBLOCK a FIFO in its place would hold us up forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise KeyFileError(
-            f"The database's key file {path} cannot be opened: {error.strerror}",
-            remedy=f"Make {path} readable for the user of this service, and for nobody else",
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(
-                f"The database's key file {path} is not a regular file",
-                remedy=f"Restore {path} from a backup",
-            )
-        if status.st_mode & _OTHERS:
-            mode = stat.S_IMODE(status.st_mode)
-            raise KeyFileError(
-                f"The database's key file {path} is open to other users (mode {mode:04o})",
-                remedy=f"Run `chmod 600 {path}`, and consider who may have read it",
-            )
-        content = file.read(2 * KEY_BYTES + 2)
-    if not _HEX_KEY.fullmatch(content):
-        raise KeyFileError(
-            f"The database's key file {path} does not hold {2 * KEY_BYTES} hexadecimal digits",
-            remedy=f"Restore {path} from a backup",
-        )
-    return bytes.fromhex(content.decode("ascii"))
+        return read_secret(path, KEY_BYTES)
+    except SecretUnusable as error:
+        raise KeyFileError(f"The database's key file {path} {error.why}", remedy=error.remedy) from error
