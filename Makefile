@@ -30,7 +30,8 @@ check:  ## the fast loop: format, lint, types, import order, unit tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest -m "not system"
+	@# Three at once: these tests wait as long as they work.
+	@$(BIN)/python -m pytest --quiet --numprocesses=3 --dist=loadfile -m "not system"
 
 format:  ## put the code into shape
 	@./scripts/install check

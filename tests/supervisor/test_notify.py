@@ -77,7 +77,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     ("usec", "pid", "period_s"),
     [
         ("3000000", "", 1.5),
-        ("3000000", str(os.getpid()), 1.5),
+        pytest.param("3000000", str(os.getpid()), 1.5, id="its own"),
         ("3000000", "1", None),
         ("0", "", None),
         ("", "", None),
