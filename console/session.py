@@ -90,8 +90,7 @@ class Visit:
                 self._context = None
                 await control.close()
             terminal.keyboard.forget()
-            # prompt_toolkit leaves rings of references, which the collector alone finds, and by itself late: 360 KiB a session.
-            gc.collect()
+            _tidy()
             if not self._login:
                 terminal.say("Press Enter to begin again.")
                 await self._enter(terminal)
@@ -157,6 +156,11 @@ class Visit:
             self._asking[-1].refuse(Refused(f"[{count} bytes were refused]", spoilt=spoilt))
 
 
+def _tidy() -> None:
+    """prompt_toolkit leaves rings of references, which the collector alone finds, and by itself late: 360 KiB a session."""
+    gc.collect()
+
+
 async def _answer(future: asyncio.Future[str]) -> str:
     return await future
 
@@ -174,4 +178,5 @@ async def visits(visit: Callable[[], Visit], cable: Cable, name: str) -> None:
                 log.warning("%s: %s", name, error)
             complaint = str(error)
             await asyncio.sleep(RETRY_S)
+        _tidy()  # after a session that was cut off, too
         await asyncio.sleep(LOOK_S)

@@ -155,18 +155,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[BEGAN] = time.monotonic()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --long, or the file's own name, those on trial wait."""
-    if config.getoption("--long") or any("test_vm_" in word for word in config.args):
-        return
-    waiting = [item for item in items if item.get_closest_marker("trial")]
-    if waiting:
-        items[:] = [item for item in items if item not in waiting]
-        config.hook.pytest_deselected(items=waiting)
-        names = ", ".join(sorted(item.name for item in waiting))
-        print(f"on trial, run by 'make test-long' alone: {names}")
-
-
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """With -v, each step and its time."""
     if report.when == "call" and report.passed and "system" in report.keywords:

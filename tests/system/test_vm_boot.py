@@ -40,7 +40,6 @@ def test_it_reboots(vm: VirtualMachine) -> None:
     assert served(vm)["finish_reason"] == "stop"
 
 
-@pytest.mark.trial
 def test_it_switches_itself_off(vm: VirtualMachine) -> None:
     """In order: nothing had to be killed."""
     vm.switch_off()

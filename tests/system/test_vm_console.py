@@ -171,7 +171,6 @@ def test_somebody_comes_looks_chats_and_pulls_the_cable(vm: VirtualMachine, figu
     figures.add("plug to prompt, in the machine", to_prompt, "s")
 
 
-@pytest.mark.trial
 def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) -> None:
     """No hangup comes, the bus only falls asleep; whoever plugs in next must log in."""
     see_them_do(tower, *log_in(), ("type", "half a line"), *LEAVES)
@@ -187,8 +186,6 @@ def test_a_session_ends_with_a_cable_that_nobody_reports(tower: VirtualMachine) 
     see_them_do(tower, *log_in(), *asks("status", "is ready"), *LEAVES)
 
 
-# What it holds stays, but its memory grows by 365 KiB a cycle; on pseudo-terminals it does not.
-@pytest.mark.trial
 def test_plugging_in_and_out_leaves_nothing_behind(tower: VirtualMachine, long_run: bool) -> None:
     def held() -> list[int]:
         pid = tower.show(CONSOLE, "MainPID")
@@ -210,7 +207,6 @@ def test_plugging_in_and_out_leaves_nothing_behind(tower: VirtualMachine, long_r
     assert counts[2][3] - counts[1][3] < 1024, "its memory grows"
 
 
-@pytest.mark.trial
 def test_probes_of_a_modem_manager(tower: VirtualMachine) -> None:
     back = tower.python(PROBES, str(2 * tower.slowness), timeout_s=60)
     assert "AT" not in back
@@ -218,7 +214,6 @@ def test_probes_of_a_modem_manager(tower: VirtualMachine) -> None:
     see_them_do(tower, ("type", "\r"), *log_in(), *LEAVES)
 
 
-@pytest.mark.trial
 def test_a_megabyte(tower: VirtualMachine) -> None:
     see_them_do(
         tower,
@@ -231,7 +226,6 @@ def test_a_megabyte(tower: VirtualMachine) -> None:
     )
 
 
-@pytest.mark.trial
 def test_the_shutdown_does_not_wait_for_who_does_not_read(tower: VirtualMachine, figures: Figures) -> None:
     """A desktop that has the cable in and nothing open, with the line full; then no desktop at all."""
     stop = f"cut -d' ' -f1 /proc/uptime; systemctl stop {CONSOLE}; cut -d' ' -f1 /proc/uptime"

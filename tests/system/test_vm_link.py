@@ -247,7 +247,6 @@ def test_the_cable_and_the_controller(vm: VirtualMachine) -> None:
     assert usb(vm)["trouble"] == ""
 
 
-@pytest.mark.trial
 def test_frozen_is_bound_again(vm: VirtualMachine) -> None:
     """A desktop that asks and asks, and accepts nothing, until it does."""
     connect(vm)
@@ -266,7 +265,6 @@ def test_frozen_is_bound_again(vm: VirtualMachine) -> None:
     eventually(vm, "it is connected", lambda: usb(vm)["state"] == "connected", within_s=60)
 
 
-@pytest.mark.trial
 def test_killed(vm: VirtualMachine, long_run: bool) -> None:
     """While a desktop is there it does not notice; half way, the next one completes what it finds."""
 
@@ -366,7 +364,6 @@ def test_a_desktop_in_direct_mode(vm: VirtualMachine, figures: Figures) -> None:
     assert vm.out(*desktop, *reach, *others, timeout_s=60).split() == list(others)
 
 
-@pytest.mark.trial
 def test_direct_mode_switched_off(vm: VirtualMachine) -> None:
     """By the owner, or by a mistake in the file: the serial line alone, and another release of the device for desktops that
     remember."""
