@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 from .booted import ROOT, free_port
 from .image import Image
 from .installed import SERVICES, SOCKET, TARGET, VM_MARKS, served
