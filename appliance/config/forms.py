@@ -89,6 +89,28 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_visible(text: str) -> bool:
+    """What the kernel takes as an interface's name: dev_valid_name()."""
+    return text not in {".", ".."} and text.isascii() and text.isprintable()
+
+
+def _is_port_range(text: str) -> bool:
+    first, _, last = text.partition("-")
+    return 1 <= int(first) <= int(last or first) <= 65_535
+
+
+def _fits_ssid(text: str) -> bool:
+    return len(text.encode()) <= 32
+
+
 def _has_port_in_range(text: str) -> bool:
     """Of `host:port` and URLs that end so. Patterns alone would be unreadable."""
     match = re.search(r":([0-9]{1,5})(?:\?.*)?$", text.rpartition("]")[2] if "]" in text else text)
@@ -160,4 +182,26 @@ TpuPort = Annotated[
         "a USB port like usb-1-2.4, or usb-*-2.4 on any bus, or a PCI address like pci-0000:03:00.0",
     ),
 ]
+NetworkAddress = Annotated[
+    str,
+    form(
+        r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}",
+        "a network like 10.20.0.0/16 or fd00:1::/64, or 0.0.0.0/0 for everywhere",
+        _is_network,
+    ),
+]
+MacAddress = Annotated[
+    str, form(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}", "a MAC address like 52:54:00:12:34:56")
+]
+InterfaceName = Annotated[
+    str, form(r"[^\s/:\x00-\x20]{1,15}", "the name of an interface like eth0, enp3s0 or wlan0", _is_visible)
+]
+PciPath = Annotated[
+    str, form(r"[A-Za-z0-9_.:*-]{1,128}", "a path like pci-0000:03:00.0, as 'udevadm info' calls it")
+]
+PortRange = Annotated[
+    str,
+    form(r"[0-9]{1,5}(?:-[0-9]{1,5})?", "a port like 8080, or a range like 5000-5010", _is_port_range),
+]
+Ssid = Annotated[str, form(r"[^\x00]{1,32}", "the name of a Wi-Fi network, of at most 32 bytes", _fits_ssid)]
 Text = Annotated[str, form(r"[^\x00-\x1f]{1,1024}", "a text of 1 to 1024 characters on one line")]

@@ -20,8 +20,14 @@ from appliance.config.forms import (
     HostPort,
     IceUrl,
     Interface,
+    InterfaceName,
+    MacAddress,
     Name,
+    NetworkAddress,
+    PciPath,
+    PortRange,
     Speed,
+    Ssid,
     Text,
     duration_s,
     interface_address,
@@ -50,27 +56,120 @@ class Role(StrEnum):
     CLUSTER = "cluster"
 
 
-class Port(Section, frozen=True):
-    """One port of the tower. Without `dhcp` and `ip`, an Ethernet or Wi-Fi port asks for an address."""
+class Ipv6(StrEnum):
+    """How a port gets its IPv6 addresses, besides those that are written down."""
 
-    type: Annotated[Literal["usb", "ethernet", "wifi"], Meta(description="Kind of port.")]
-    speed: Annotated[Speed, Meta(description="Speed to expect.")] | None = None
+    AUTO = "auto"
+    STATIC = "static"
+    LINK_LOCAL = "link-local"
+    OFF = "off"
+
+
+class BondMode(StrEnum):
+    """How the ports of a bond share the work; 802.3ad needs a switch that speaks LACP."""
+
+    ACTIVE_BACKUP = "active-backup"
+    LACP = "802.3ad"
+    BALANCE_ALB = "balance-alb"
+
+
+class WifiMode(StrEnum):
+    """Whether a radio joins a network or is one."""
+
+    CLIENT = "client"
+    ACCESS_POINT = "access-point"
+
+
+class Security(StrEnum):
+    """How a Wi-Fi network is protected; `auto` is WPA3 where the network has it, else WPA2."""
+
+    AUTO = "auto"
+    OPEN = "open"
+    WPA2 = "wpa2"
+    WPA3 = "wpa3"
+    PEAP = "enterprise-peap"
+    TLS = "enterprise-tls"
+
+
+class Band(StrEnum):
+    """In gigahertz."""
+
+    TWO = "2.4ghz"
+    FIVE = "5ghz"
+
+
+class Use(StrEnum):
+    """What a VLAN is for: which of the appliance's services are there."""
+
+    MANAGEMENT = "management"
+    API = "api"
+    CLUSTER = "cluster"
+    STORAGE = "storage"
+    NONE = "none"
+
+
+class Match(Section, frozen=True):
+    """Which hardware a role is: everything that is given must be so."""
+
+    mac: Annotated[MacAddress, Meta(description="Its permanent MAC address.")] | None = None
+    path: (
+        Annotated[PciPath, Meta(description="Where it is plugged, as udev's ID_PATH; * for any text.")] | None
+    ) = None
+    driver: Annotated[Name, Meta(description="The kernel's driver for it, like ixgbe.")] | None = None
+    interface: Annotated[InterfaceName, Meta(description="The kernel's name for it.")] | None = None
+
+
+class Route(Section, frozen=True):
+    """A network that is reached through another router than `gateway`."""
+
+    to: Annotated[NetworkAddress, Meta(description="Where it leads.")]
+    via: Annotated[Address, Meta(description="The router, within a subnet of this port.")]
+    metric: Annotated[int, Meta(ge=1, le=65_535, description="The lower one wins.")] | None = None
+
+
+class Bond(Section, frozen=True):
+    """Several ports as one: this role's own port and those of others."""
+
+    ports: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=4, description="The other roles.")]
+    mode: Annotated[BondMode, Meta(description="How they share the work.")] = BondMode.ACTIVE_BACKUP
+
+
+class Wifi(Section, frozen=True):
+    """One Wi-Fi network. A password that is not here is the one that NetworkManager keeps ('coral-reef net wifi join')."""
+
+    ssid: Annotated[Ssid, Meta(description="Name of the network.")]
+    mode: Annotated[WifiMode, Meta(description="Whether to join it or to be it.")] = WifiMode.CLIENT
+    security: Annotated[Security, Meta(description="How it is protected.")] = Security.AUTO
+    password: Annotated[Secret, Meta(description="Its password, better as ${NAME}.")] | None = None
+    hidden: Annotated[bool, Meta(description="Whether it does not announce its name.")] = False
+    identity: Annotated[Text, Meta(description="User of an enterprise network.")] | None = None
+    ca_cert: Annotated[FilePath, Meta(description="Who signs the network's certificate, PEM.")] | None = None
+    client_cert: Annotated[FilePath, Meta(description="Ours for enterprise-tls, PEM.")] | None = None
+    private_key: Annotated[FilePath, Meta(description="Its key, PEM; `password` unlocks it.")] | None = None
+    band: Annotated[Band, Meta(description="Only in this band.")] | None = None
+    channel: Annotated[int, Meta(ge=1, le=177, description="An access point's channel.")] | None = None
+
+
+class Addressing(Section, frozen=True):
+    """What an Ethernet or Wi-Fi port, a bond or a VLAN has of addresses. Without `dhcp` and `ip` it asks for one."""
+
     ip: (
         Annotated[HostAddress, Meta(description="Static address; without a prefix, /24 (IPv6: /64).")] | None
     ) = None
-    dhcp: Annotated[bool, Meta(description="Whether to ask for an address.")] | None = None
+    addresses: Annotated[
+        tuple[HostAddress, ...], Meta(max_length=32, description="Further static addresses, IPv4 or IPv6.")
+    ] = ()
+    dhcp: Annotated[bool, Meta(description="Whether to ask for an IPv4 address.")] | None = None
+    ipv6: Annotated[
+        Ipv6, Meta(description="How IPv6 comes: from the router, by hand, within the link, or not.")
+    ] = Ipv6.AUTO
     gateway: Annotated[Address, Meta(description="Router, within the subnet of `ip`.")] | None = None
-    vlan: (
-        Annotated[
-            int, Meta(ge=1, le=4094, description="VLAN whose tagged frames this role uses on its own port.")
-        ]
-        | None
-    ) = None
+    dns: Annotated[tuple[Address, ...], Meta(max_length=8, description="Name servers.")] = ()
+    search: Annotated[
+        tuple[Host, ...], Meta(max_length=8, description="Domains that names are completed with.")
+    ] = ()
+    routes: Annotated[tuple[Route, ...], Meta(max_length=64, description="Further routes.")] = ()
     mtu: Annotated[int, Meta(ge=68, le=9216, description="Largest packet, in bytes.")] | None = None
-    enabled: Annotated[
-        bool,
-        Meta(description="Whether there is a network on this port; without one, USB is a serial line alone."),
-    ] = True
 
     @property
     def address(self) -> Interface | None:
@@ -78,14 +177,98 @@ class Port(Section, frozen=True):
         return None if self.ip is None else interface_address(self.ip)
 
     @property
+    def static(self) -> tuple[Interface, ...]:
+        """`ip` and `addresses`, with their networks. ValueError as above."""
+        return tuple(map(interface_address, (*([] if self.ip is None else [self.ip]), *self.addresses)))
+
+
+class Port(Addressing, frozen=True, kw_only=True):
+    """One port of the tower."""
+
+    type: Annotated[Literal["usb", "ethernet", "wifi"], Meta(description="Kind of port.")]
+    speed: Annotated[Speed, Meta(description="Speed to expect.")] | None = None
+    match: Annotated[Match, Meta(description="Which hardware it is; guessed where that is clear.")] | None = (
+        None
+    )
+    vlan: (
+        Annotated[
+            int, Meta(ge=1, le=4094, description="VLAN whose tagged frames this role uses on its own port.")
+        ]
+        | None
+    ) = None
+    bond: Annotated[Bond, Meta(description="Other ports that are one with this.")] | None = None
+    wifi: Annotated[Wifi, Meta(description="The network of a Wi-Fi port.")] | None = None
+    enabled: Annotated[
+        bool,
+        Meta(description="Whether there is a network on this port; without one, USB is a serial line alone."),
+    ] = True
+
+    @property
     def uses_dhcp(self) -> bool:
-        """What `dhcp` says, else whether nothing else gives the port an address."""
-        return self.dhcp if self.dhcp is not None else self.ip is None and self.type != "usb"
+        """What `dhcp` says, else whether nothing else gives the port an IPv4 address."""
+        return _uses_dhcp(self) and self.type != "usb"
 
     @property
     def speed_mbps(self) -> float | None:
         """`speed` in megabits a second."""
         return None if self.speed is None else speed_mbps(self.speed)
+
+
+class Vlan(Addressing, frozen=True, kw_only=True):
+    """Tagged frames on a port, as an interface of their own."""
+
+    id: Annotated[int, Meta(ge=1, le=4094, description="Its number.")]
+    parent: Annotated[Role, Meta(description="The role whose port carries it.")]
+    use: Annotated[Use, Meta(description="What is served there.")] = Use.NONE
+
+    @property
+    def uses_dhcp(self) -> bool:
+        """As a port's."""
+        return _uses_dhcp(self)
+
+
+def _uses_dhcp(addressing: Addressing) -> bool:
+    if addressing.dhcp is not None:
+        return addressing.dhcp
+    return all(each.version == 6 for each in addressing.static)
+
+
+class Drift(StrEnum):
+    """What becomes of a change that somebody made behind our back."""
+
+    REPAIR = "repair"
+    REPORT = "report"
+
+
+class RuleAction(StrEnum):
+    """What becomes of a packet that a rule of the owner's matches."""
+
+    ACCEPT = "accept"
+    DROP = "drop"
+
+
+class Direction(StrEnum):
+    """Seen from the tower."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class Rule(Section, frozen=True):
+    """A rule of the owner's; the first that matches decides, before ours."""
+
+    name: Annotated[Text, Meta(description="What it is for; 'coral-reef net firewall' shows it.")]
+    action: Annotated[RuleAction, Meta(description="Let through or not.")]
+    direction: Annotated[Direction, Meta(description="Into the tower or out of it.")] = Direction.IN
+    protocol: Annotated[Literal["tcp", "udp", "icmp"], Meta(description="Only this one.")] | None = None
+    ports: Annotated[
+        tuple[PortRange, ...], Meta(max_length=32, description="Only to these ports; needs tcp or udp.")
+    ] = ()
+    networks: Annotated[
+        tuple[NetworkAddress, ...],
+        Meta(max_length=256, description="Only from these networks (in), or to them (out)."),
+    ] = ()
+    roles: Annotated[tuple[Role, ...], Meta(max_length=6, description="Only on these ports.")] = ()
 
 
 class Firewall(Section, frozen=True):
@@ -95,6 +278,7 @@ class Firewall(Section, frozen=True):
     allow_local_only: Annotated[
         bool, Meta(description="Whether only directly attached networks may connect.")
     ] = False
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=2000, description="Rules of your own.")] = ()
 
 
 class Api(Section, frozen=True):
@@ -204,6 +388,12 @@ class Network(Section, frozen=True):
             extra_json_schema={"propertyNames": {"enum": [str(role) for role in Role]}},
         ),
     ] = msgspec.field(default_factory=dict)
+    vlans: Annotated[
+        tuple[Vlan, ...], Meta(max_length=64, description="VLANs, each on one of the ports.")
+    ] = ()
+    drift: Annotated[
+        Drift, Meta(description="Whether a change made behind our back is undone or only told.")
+    ] = Drift.REPAIR
     firewall: Firewall = Firewall()
     api: Api = Api()
     rate_limiting: RateLimiting = RateLimiting()

@@ -191,7 +191,8 @@ api: {}
         "network.yaml:6: interfaces.primary.dhcp: is true although ip is set, expected one of the two",
         (
             "network.yaml:7: interfaces.primary.color: unknown key, "
-            "expected one of type, speed, ip, dhcp, gateway, vlan, mtu, enabled"
+            "expected one of ip, addresses, dhcp, ipv6, gateway, dns, search, routes, mtu, type, speed, match, vlan, bond, "
+            "wifi, enabled"
         ),
         "network.yaml:10: p2p.ice_servers[0].url: is an alias, expected the value itself",
         (
