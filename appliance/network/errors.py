@@ -3,7 +3,8 @@
 NetworkError
 ├── BadMachineId    the machine has no usable identity
 ├── StepFailed      a step of the USB gadget; everything before it was undone
-└── CommandFailed   ip or nft said no, or is not there
+├── CommandFailed   ip or nft said no, or is not there
+└── NoSuchRevision  the history does not go back so far
 """
 
 from __future__ import annotations
@@ -26,4 +27,8 @@ class StepFailed(NetworkError):
 
 
 class CommandFailed(NetworkError):
+    pass
+
+
+class NoSuchRevision(NetworkError):
     pass
