@@ -51,7 +51,7 @@ class History:
         self._folder = folder
 
     def add(self, text: str, *, at: float, by: str = "", why: str = "") -> Revision:
-        """Remembers a text that is in effect from now on; the same one again is no other revision. OSError when it cannot be kept."""
+        """Remembers a text that is in effect from now on; the same one again is no other revision. OSError."""
         numbers = self._numbers()
         newest = self._read(numbers[0]) if numbers else None
         if newest is not None and newest.text == text:
