@@ -598,10 +598,11 @@ class NetworkRevisions(Message, frozen=True, kw_only=True):
 
 
 class NetworkRevisionText(Message, frozen=True, kw_only=True):
-    """The text of the revision so many steps back? `NetworkRevisionShown`; who asks must administer."""
+    """The text of the revision so many steps back? Without a number, of network.yaml itself. `NetworkRevisionShown`, for
+    administrators alone."""
 
     request_id: Id
-    steps: Annotated[int, Meta(ge=0, le=1000)]
+    steps: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
 
 class NetworkRevisionShown(Confidential, frozen=True, kw_only=True):
