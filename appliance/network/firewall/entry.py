@@ -21,9 +21,10 @@ class Verdict(StrEnum):
 class Entry:
     """A packet that fits everything that is given. The first that fits decides; `log` goes on to the next.
 
-    `key` finds its counters again and is unique. `interfaces`: where it comes in, or goes out. `networks`: where it comes from,
-    or goes to. `ports` (`N` or `N-M`): to which. `match`: further conditions in nft's words, one of which must hold; never anything
-    from outside. `label` is the owner's own text. `idle`: why it cannot match anything now; then nft does not hear of it.
+    `key` finds its counters again and is unique. `interfaces`: where it comes in, or goes out. `networks`: where it comes
+    from, or goes to. `ports` (`N` or `N-M`): to which. `match`: further conditions in nft's words, one of which must hold;
+    never anything from outside. `label` is the owner's own text. `idle`: why it cannot match anything now; nft does not hear
+    of it then.
     """
 
     key: str
