@@ -4,6 +4,7 @@ NetworkError
 ├── BadMachineId    the machine has no usable identity
 ├── StepFailed      a step of the USB gadget; everything before it was undone
 ├── CommandFailed   ip or nft said no, or is not there
+├── NoSuchRevision  the history does not go back so far
 ├── BadSettings     a profile's settings are not what they should be, theirs or ours
 ├── NetworkManagerFailed       it said no, or did not answer
 │   └── NetworkManagerMissing  there is nobody to ask
@@ -34,6 +35,10 @@ class StepFailed(NetworkError):
 
 
 class CommandFailed(NetworkError):
+    pass
+
+
+class NoSuchRevision(NetworkError):
     pass
 
 
