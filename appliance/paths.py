@@ -148,6 +148,11 @@ class Paths:
         """The USB device controllers."""
         return self.root / "sys/class/udc"
 
+    @property
+    def interfaces(self) -> Path:
+        """The network interfaces."""
+        return self.root / "sys/class/net"
+
     def sockets_fit(self) -> bool:
         """Whether the longest socket path that we make fits into a UNIX socket's address."""
         longest = self.workers / ("x" * 32) / "engine.sock"

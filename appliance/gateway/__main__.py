@@ -26,6 +26,7 @@ from appliance.process import available_cores, die_with_parent, watchdog_period_
 from appliance.storage.database import Database
 from appliance.storage.errors import StorageError
 from appliance.telemetry.log import set_up_logging
+from appliance.telemetry.network_counters import Board, NetworkCounters
 
 from .processes import BEAT_S, Parent, Plan, Processes
 
@@ -73,9 +74,11 @@ def main() -> int:
         log.error("%s", error)
         return os.EX_IOERR
 
+    board = Board()
+
     def replan() -> Plan | None:
         later = _load(paths)
-        return None if later is None else _plan(paths, later, listeners)
+        return None if later is None else _plan(paths, later, listeners, board)
 
     def serving() -> None:
         if arguments.ready_fd is not None:
@@ -83,7 +86,7 @@ def main() -> int:
             os.close(arguments.ready_fd)
 
     status = Processes(
-        _plan(paths, settings, listeners),
+        _plan(paths, settings, listeners, board),
         replan=replan,
         tell=daemon.notify,
         serving=serving,
@@ -103,7 +106,7 @@ def _load(paths: Paths) -> Settings | None:
         return None
 
 
-def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) -> Plan:
+def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket], board: Board) -> Plan:
     import uvloop
 
     from .server import serve
@@ -127,7 +130,11 @@ def _plan(paths: Paths, settings: Settings, listeners: Sequence[socket.socket]) 
                 gc.freeze()
                 tasks.append(asyncio.create_task(beating(), name="beat"))
 
-            await serve(paths, settings.appliance, listeners, ready, parent.changed)
+            # With more processes than places, some are not counted: a mistake that nobody makes by accident.
+            counters = NetworkCounters(
+                *((board, parent.place) if parent.place < board.places else (Board(1), 0))
+            )
+            await serve(paths, settings.appliance, listeners, ready, parent.changed, counters)
             for task in tasks:
                 task.cancel()
 

@@ -25,9 +25,10 @@ from appliance.paths import Paths
 from appliance.storage.async_store import AsyncStore
 from appliance.storage.conversations import Conversations
 from appliance.storage.database import Database
+from appliance.telemetry.network_counters import NetworkCounters
 from appliance.wire.messages import Sampling
 
-from . import embeddings, rest, websocket
+from . import embeddings, network_statistics, rest, websocket
 from .auth import Authentication
 from .generator import LeasedGenerator
 from .links import SupervisorLink, WorkerLinks
@@ -43,7 +44,9 @@ async def nothing_here(request: Request[Any, Any, Any]) -> None:
     raise NotFoundException(f"no {request.url.path}; the description is /openapi.json")
 
 
-def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] = lambda: None) -> Litestar:
+def create_app(
+    paths: Paths, appliance: Appliance, reloaded: Callable[[], None], counters: NetworkCounters
+) -> Litestar:
     """The application of one gateway process. Of the settings it knows `config.appliance.gateway_part`."""
 
     @asynccontextmanager
@@ -116,9 +119,17 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
         found: Tensors = state.tensors
         return found
 
+    async def network_counters() -> NetworkCounters:
+        return counters
+
     api = Router(
         "/",
-        route_handlers=[*rest.ROUTES, embeddings.embeddings, websocket.chat_socket],
+        route_handlers=[
+            *rest.ROUTES,
+            embeddings.embeddings,
+            network_statistics.network_stats,
+            websocket.chat_socket,
+        ],
         middleware=[DefineMiddleware(Authentication)],
         security=[{"key": []}],
     )
@@ -132,6 +143,7 @@ def create_app(paths: Paths, appliance: Appliance, reloaded: Callable[[], None] 
             "generator": Provide(generator),
             "tensors": Provide(tensors),
             "session_tokens": Provide(session_tokens),
+            "counters": Provide(network_counters),
         },
         openapi_config=OpenAPIConfig(
             title="Coral-Reef",

@@ -13,6 +13,7 @@ from appliance.wire.messages import (
     LeaseGranted,
     Sampling,
     Status,
+    Traffic,
     Turn,
     Usage,
 )
@@ -142,6 +143,10 @@ class LeasedGenerator:
     async def recent_status(self) -> Status:
         """What the supervisor knew a second ago, at the most."""
         return await self._supervisor.recent_status()
+
+    async def traffic(self) -> Traffic:
+        """What this machine's interfaces carry."""
+        return await self._supervisor.traffic()
 
     async def close(self) -> None:
         await self._workers.close()

@@ -37,6 +37,8 @@ from appliance.wire.messages import (
     Tokens,
     Topic,
     TpuChanged,
+    Traffic,
+    TrafficRequest,
     Usage,
     WorkerChanged,
 )
@@ -87,6 +89,7 @@ class SupervisorLink:
         self._on_queued: dict[str, Callable[[int], None]] = {}
         self._statuses: list[asyncio.Future[Status]] = []
         self._holders: dict[str, asyncio.Future[TokenHolder | None]] = {}
+        self._traffics: dict[str, asyncio.Future[Traffic]] = {}
         self._checking = asyncio.Semaphore(CHECKS_LIMIT)
         self._recent: asyncio.Task[Status] | None = None
         self._recent_at = 0.0
@@ -190,6 +193,23 @@ class SupervisorLink:
             self._recent_at = now
         return await asyncio.shield(task)
 
+    async def traffic(self) -> Traffic:
+        """What this machine's interfaces carry. Unavailable, at once, when the supervisor is away."""
+        connection = self._connection
+        if connection is None:
+            raise Unavailable("the supervisor is not running; try again in a moment")
+        request_id = secrets.token_hex(8)
+        answer: asyncio.Future[Traffic] = asyncio.get_running_loop().create_future()
+        self._traffics[request_id] = answer
+        connection.post(TrafficRequest(request_id=request_id))
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await answer
+        except TimeoutError:
+            raise _stuck() from None
+        finally:
+            self._traffics.pop(request_id, None)
+
     async def holder_of(self, digest: bytes) -> TokenHolder | None:
         """Whose session's token that is, None when nobody's. Unavailable when the supervisor is away."""
         await self._reach()  # who waits for the supervisor takes nobody's place
@@ -249,6 +269,7 @@ class SupervisorLink:
                     *self._leases.values(),
                     *self._statuses,
                     *self._holders.values(),
+                    *self._traffics.values(),
                 ]
                 for waiting in futures:
                     if not waiting.done():
@@ -268,7 +289,8 @@ class SupervisorLink:
         | WorkerChanged
         | TpuChanged
         | EventsLost
-        | TokenHolder,
+        | TokenHolder
+        | Traffic,
     ) -> None:
         match message:
             case SystemChanged(event=event):
@@ -294,6 +316,10 @@ class SupervisorLink:
                     first = self._statuses.pop(0)
                     if not first.done():
                         first.set_result(message)
+            case Traffic(request_id=request_id):
+                asking = self._traffics.get(request_id)
+                if asking is not None and not asking.done():
+                    asking.set_result(message)
             case TokenHolder(request_id=request_id):
                 self._answer_holder(request_id, message)
             case Failure(request_id=request_id, code="unknown_token"):

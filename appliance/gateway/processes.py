@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from types import FrameType
 
 from setproctitle import setproctitle
@@ -45,10 +46,10 @@ _BEAT, _CHANGED = b".", b"c"
 
 
 class Parent:
-    """What a process tells its parent, through a pipe."""
+    """What a process tells its parent, through a pipe. `place` is the smallest number that no other living process has."""
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: int, place: int = 0) -> None:
+        self._pipe, self.place = pipe, place
 
     def beat(self) -> None:
         """It serves."""
@@ -83,6 +84,7 @@ class _Process:
     """`pipe` is None when it has closed its end, `leaves_by` when it is killed after it was told to end."""
 
     pid: int
+    place: int
     pipe: int | None
     plan: Plan
     heard: float
@@ -287,20 +289,22 @@ class Processes:
 
     def _fork(self) -> _Process:
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        taken = {each.place for each in self._processes.values()}
+        place = next(each for each in count() if each not in taken)
         parent = os.getpid()
         signal.pthread_sigmask(
             signal.SIG_BLOCK, _SIGNALS
         )  # one that came before the child is itself would be lost in it
         pid = os.fork()
         if pid == 0:
-            self._live(parent, write, read)
+            self._live(parent, Parent(write, place), read)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.close(write)
-        process = _Process(pid, read, self._plan, time.monotonic())
+        process = _Process(pid, place, read, self._plan, time.monotonic())
         self._processes[pid] = process
         return process
 
-    def _live(self, parent: int, write: int, read: int) -> None:
+    def _live(self, parent: int, tell: Parent, read: int) -> None:
         """A forked process's whole life: nothing of the parent's is left in it, and it never returns to its loop."""
         status = os.EX_SOFTWARE
         try:
@@ -314,7 +318,7 @@ class Processes:
             for process in self._processes.values():
                 self._close_pipe(process)
             setproctitle("coral-reef: gateway")
-            status = self._plan.serve(Parent(write))
+            status = self._plan.serve(tell)
         except BaseException:
             log.exception("a gateway process failed")
         finally:

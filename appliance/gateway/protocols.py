@@ -20,7 +20,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from .joined import Joined
+from appliance.telemetry.network_counters import Channel, Counter, NetworkCounters
+
+from .joined import Counted, Joined
 from .problems import Problem
 from .websocket import ROUND_TRIP, STOPPING
 
@@ -71,8 +73,9 @@ def refusal(status: int, code: str, detail: str) -> bytes:
 
 
 class _Watched(asyncio.Protocol):
-    """A connection whose unread output is watched."""
+    """A connection whose unread output is watched, and which is counted."""
 
+    counters: NetworkCounters
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     _stalled_at: float | None = None
@@ -90,6 +93,8 @@ class _Watched(asyncio.Protocol):
         """Called once a second: ends what has had its time."""
         if self._stalled_at is not None and now - self._stalled_at > STALL_S:
             log.info("a client does not read: its connection is cut off")
+            self.counters.row[Counter.TIMEOUTS] += 1
+            self._stalled_at = None
             self.transport.abort()
         elif self.transport.is_closing():
             self._closed_at = self._closed_at or now
@@ -119,8 +124,9 @@ class _Phase(Enum):
 class BoundedHttp(_Watched, HttpToolsProtocol):
     """An HTTP connection. `limit_concurrency` of uvicorn's configuration is the number of connections that is too many."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, counters: NetworkCounters, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.counters = counters
         self._phase = _Phase.NOTHING
         self._deadline: float | None = None
         self._head_bytes = 0
@@ -131,10 +137,11 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.counters.row[Counter.ACCEPTED] += 1
         self._deadline = self.loop.time() + HEAD_S
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._phase = _Phase.REFUSED
-            transport.write(refusal(503, "too_many", "too many connections; try again in a moment"))
+            self._write_refusal(503, "too_many", "too many connections; try again in a moment")
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,7 +153,7 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        cycle.transport = Joined(self.transport, self.loop)
+        cycle.transport = Joined(self.transport, self.loop, self.counters)
         super()._start_asgi_task(cycle, app)
 
     def check(self, now: float) -> None:
@@ -178,6 +185,7 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
     # --- what arrives ---------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        self.counters.row[Counter.BYTES_IN] += len(data)
         if self._phase is _Phase.REFUSED:
             return
         # A read is 256 KiB at most, so counting whole ones is exact enough. The first read of a head that follows a body is not
@@ -262,8 +270,14 @@ class BoundedHttp(_Watched, HttpToolsProtocol):
             cycle.message_event.set()
         self._deadline = self.loop.time() + LINGER_S
         self.flow.resume_reading()
-        self.transport.write(refusal(status, code, detail))
+        self._write_refusal(status, code, detail)
         self.transport.write_eof()
+
+    def _write_refusal(self, status: int, code: str, detail: str) -> None:
+        response = refusal(status, code, detail)
+        self.counters.row[Counter.BYTES_OUT] += len(response)
+        self.counters.failed(status)
+        self.transport.write(response)
 
 
 def _head_too_large() -> tuple[int, str, str]:
@@ -273,9 +287,13 @@ def _head_too_large() -> tuple[int, str, str]:
 class BoundedWebSocket(_Watched, WebSocketsSansIOProtocol):
     """A WebSocket, whose application knows the round trip of its ping (the first goes out at once) and of the stop."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, counters: NetworkCounters, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.counters = counters
         self._stopping = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(Counted(cast("asyncio.Transport", transport), self.counters))
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -285,6 +303,7 @@ class BoundedWebSocket(_Watched, WebSocketsSansIOProtocol):
             self.scope["extensions"] = extensions
 
     def data_received(self, data: bytes) -> None:
+        self.counters.row[Counter.BYTES_IN] += len(data)
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             # uvicorn waits for a request that never comes.
@@ -303,6 +322,13 @@ class BoundedWebSocket(_Watched, WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
         if self.queue.qsize() > MESSAGES_LIMIT and not self.close_sent:
             self._fail(1008, "too many messages at once")
+
+    def handle_pong(self, event: Frame) -> None:
+        """The latency of a WebSocket is the round trip of our ping."""
+        waited = self.pending_ping_payload
+        super().handle_pong(event)
+        if waited is not None and self.pending_ping_payload is None:
+            self.counters.took(Channel.WEBSOCKET, self.last_ping_rtt)
 
     def handle_ping(self) -> None:
         """Pongs go out without waiting for the client to read: one that only writes is cut off."""
@@ -330,7 +356,10 @@ class BoundedWebSocket(_Watched, WebSocketsSansIOProtocol):
         self.send_keepalive_ping()
 
 
-def check_all(connections: set[Any], now: float) -> None:
-    """Looks at every open connection, of either kind."""
+def check_all(connections: set[Any], now: float) -> tuple[int, int]:
+    """Looks at every open connection; returns how many are HTTP, and how many WebSockets."""
+    websockets = 0
     for connection in list(connections):
         cast("_Watched", connection).check(now)
+        websockets += isinstance(connection, BoundedWebSocket)
+    return len(connections) - websockets, websockets

@@ -17,6 +17,7 @@ from litestar.response import Stream
 from appliance import __version__
 from appliance.chat.errors import ChatError, Unavailable
 from appliance.chat.replies import Chat, Done, Idle, Question, Reply, Text
+from appliance.telemetry.network_counters import NetworkCounters
 from appliance.wire.messages import (
     FinishReason,
     Hotplug,
@@ -199,6 +200,7 @@ async def chat_stream(
     request: CallerRequest,
     data: JSONBody[ChatRequest],
     chat_service: NamedDependency[Chat],
+    counters: NamedDependency[NetworkCounters],
 ) -> Stream:
     """Server-sent events; each `data:` is one message of the WebSocket: `system`, `token`..., perhaps `persona_emotion`, then
     `done` or `error`. While a long conversation is read, `system` with the event `progress` tells how far."""
@@ -207,13 +209,13 @@ async def chat_stream(
         question(data, chat_service.defaults), owner=caller.subject, may_read_all=caller.may_read_all
     )
     return Stream(
-        _server_sent(reply),
+        _server_sent(reply, counters),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
+async def _server_sent(reply: Reply, counters: NetworkCounters) -> AsyncIterator[bytes]:
     events = reply.events(idle_s=KEEPALIVE_S)
     try:
         async for event in events:
@@ -222,6 +224,7 @@ async def _server_sent(reply: Reply) -> AsyncIterator[bytes]:
             else:
                 yield b"data: %b\n\n" % of_event(event, reply.request_id)
     except ChatError as error:
+        counters.failed(error.status)
         yield b"data: %b\n\n" % of_error(error, reply.request_id)
     finally:
         await events.aclose()

@@ -8,7 +8,9 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from litestar import Litestar
@@ -16,6 +18,7 @@ from litestar import Litestar
 from appliance.chat.replies import Chat
 from appliance.config.appliance import Appliance
 from appliance.paths import Paths
+from appliance.telemetry.network_counters import Board, NetworkCounters
 
 from .app import create_app
 from .constant import Constant
@@ -44,10 +47,15 @@ class _Server(uvicorn.Server):
     """uvicorn that says when it serves, and does not raise the signal again after an orderly end: that is a status of 0."""
 
     def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], None], app: Litestar, drain_s: float
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        app: Litestar,
+        drain_s: float,
+        counters: NetworkCounters,
     ) -> None:
         super().__init__(config)
-        self._ready, self._app, self._drain_s = ready, app, drain_s
+        self._ready, self._app, self._drain_s, self._counters = ready, app, drain_s, counters
         self._checking: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 
@@ -71,7 +79,8 @@ class _Server(uvicorn.Server):
     async def _check_connections(self) -> None:
         while True:
             await asyncio.sleep(1)
-            check_all(self.server_state.connections, asyncio.get_running_loop().time())
+            http, websockets = check_all(self.server_state.connections, asyncio.get_running_loop().time())
+            self._counters.tick((http, websockets, 0))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Replies may end for `drain_s`; then they are cancelled, so that every client hears an end; who does not is cut off."""
@@ -108,12 +117,14 @@ async def serve(
     listeners: Sequence[socket.socket],
     ready: Callable[[], None],
     reloaded: Callable[[], None],
+    counters: NetworkCounters,
 ) -> None:
     """Serves until SIGTERM, calling `ready` when it does; then lets replies end, for at most `gateway.drain_s`.
 
-    `reloaded` is called when the supervisor has read the owner's files again.
+    `reloaded` is called when the supervisor has read the owner's files again; `counters` is this process's place.
     """
-    await make_server(paths, appliance, listeners, ready, reloaded).serve(sockets=list(listeners))
+    server = make_server(paths, appliance, listeners, ready, reloaded, counters)
+    await server.serve(sockets=list(listeners))
 
 
 def make_server(
@@ -122,9 +133,12 @@ def make_server(
     listeners: Sequence[socket.socket],
     ready: Callable[[], None],
     reloaded: Callable[[], None] = lambda: None,
+    counters: NetworkCounters | None = None,
 ) -> uvicorn.Server:
-    """The server of one gateway process, for `listeners`."""
-    app = create_app(paths, appliance, reloaded)
+    """The server of one gateway process, for `listeners`. Without `counters`, it counts for itself alone."""
+    if counters is None:
+        counters = NetworkCounters(Board(1), 0)
+    app = create_app(paths, appliance, reloaded, counters)
     drain_s = appliance.gateway.drain_s
     for listener in listeners:
         if listener.family == socket.AF_UNIX:
@@ -134,8 +148,8 @@ def make_server(
 
     config = uvicorn.Config(
         Constant(app),
-        http=BoundedHttp,
-        ws=BoundedWebSocket,
+        http=cast("type[BoundedHttp]", partial(BoundedHttp, counters=counters)),
+        ws=cast("type[BoundedWebSocket]", partial(BoundedWebSocket, counters=counters)),
         ws_per_message_deflate=False,  # 10 us a token, for messages of some thirty bytes
         ws_max_size=appliance.gateway.body_limit_bytes + WEBSOCKET_OVERHEAD_BYTES,
         ws_ping_interval=PING_INTERVAL_S,
@@ -150,4 +164,4 @@ def make_server(
         server_header=False,
         date_header=True,
     )
-    return _Server(config, ready, app, drain_s)
+    return _Server(config, ready, app, drain_s, counters)

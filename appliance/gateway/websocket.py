@@ -17,6 +17,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from appliance.chat.errors import BadMessage, ChatError, Forbidden, Unavailable
 from appliance.chat.replies import Chat, Idle, Progress, Reply, Started, Text
 from appliance.identity.roles import Role
+from appliance.telemetry.network_counters import NetworkCounters
 
 from .auth import SUBPROTOCOL, Caller
 from .envelope import (
@@ -60,9 +61,16 @@ SESSION_OVER = 1008
 class _Session:
     """One connection: its replies, and who may write to it."""
 
-    def __init__(self, socket: CallerSocket, chat: Chat, events: Events, tokens: SessionTokens) -> None:
+    def __init__(
+        self,
+        socket: CallerSocket,
+        chat: Chat,
+        events: Events,
+        tokens: SessionTokens,
+        counters: NetworkCounters,
+    ) -> None:
         self._socket, self._chat, self._events = socket, chat, events
-        self._tokens = tokens
+        self._tokens, self._counters = tokens, counters
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -126,7 +134,7 @@ class _Session:
         try:
             message = read_client_message(data)
         except ValueError as error:
-            await self._send(of_error(BadMessage(f"not a message of this protocol: {error}"), None))
+            await self._refuse(BadMessage(f"not a message of this protocol: {error}"), None)
             return
         match message:
             case PingMessage():
@@ -137,7 +145,7 @@ class _Session:
                 reply = self._replies.get(payload.request_id)
                 if reply is None:
                     gone = BadMessage(f"no reply {payload.request_id!r} is being written on this connection")
-                    await self._send(of_error(gone, payload.request_id))
+                    await self._refuse(gone, payload.request_id)
                 else:
                     reply.cancel()
             case ChatMessage(payload=payload):
@@ -153,7 +161,7 @@ class _Session:
     async def _subscribe(self, channels: list[Channel]) -> None:
         if self._socket.user.role is not Role.ADMIN:
             refused = Forbidden("the channel system is for administrators: use a key of that role")
-            await self._send(of_error(refused, None))
+            await self._refuse(refused, None)
             return
         for channel in channels:
             if channel not in self._channels:
@@ -169,10 +177,10 @@ class _Session:
             busy = Unavailable(
                 f"{REPLIES_LIMIT} replies are being written on this connection already", "too_many"
             )
-            await self._send(of_error(busy, None))
+            await self._refuse(busy, None)
             return
         if self._stopped:
-            await self._send(of_error(Unavailable("the appliance is stopping", "stopping"), None))
+            await self._refuse(Unavailable("the appliance is stopping", "stopping"), None)
             return
         caller = self._socket.user
         try:
@@ -182,7 +190,7 @@ class _Session:
                 may_read_all=caller.may_read_all,
             )
         except ChatError as error:
-            await self._send(of_error(error, None))
+            await self._refuse(error, None)
             return
         self._replies[reply.request_id] = reply
         task = asyncio.create_task(
@@ -211,11 +219,15 @@ class _Session:
                     held.clear()
                 await self._send(of_event(event, reply.request_id))
         except ChatError as error:
-            await self._send(of_error(error, reply.request_id))
+            await self._refuse(error, reply.request_id)
         except WebSocketDisconnect:
             pass  # `run` hears of it too, and ends
         finally:
             await events.aclose()
+
+    async def _refuse(self, error: ChatError, request_id: str | None) -> None:
+        self._counters.failed(error.status)
+        await self._send(of_error(error, request_id))
 
     async def _send(self, message: bytes) -> None:
         try:
@@ -230,8 +242,9 @@ async def chat_socket(
     chat_service: NamedDependency[Chat],
     generator: NamedDependency[LeasedGenerator],
     session_tokens: NamedDependency[SessionTokens],
+    counters: NamedDependency[NetworkCounters],
 ) -> None:
     """The live connection of a client."""
     offered = [each.strip() for each in socket.headers.get("sec-websocket-protocol", "").split(",")]
     await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    await _Session(socket, chat_service, generator.events, session_tokens).run()
+    await _Session(socket, chat_service, generator.events, session_tokens, counters).run()

@@ -42,6 +42,8 @@ from appliance.wire.messages import (
     ToSupervisor,
     TpuQuarantine,
     TpuReset,
+    Traffic,
+    TrafficRequest,
     WorkerRestart,
     failure,
     protocol_failure,
@@ -146,6 +148,7 @@ class ControlSocket:
         invocations: InvokeLeases,
         *,
         status: Callable[[], Status],
+        traffic: Callable[[str], Traffic],
         socket_of: Callable[[str], tuple[str, str]],
         orders: Orders,
         logins: Logins,
@@ -153,7 +156,7 @@ class ControlSocket:
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
-        self._invocations, self._draining = invocations, False
+        self._traffic, self._invocations, self._draining = traffic, invocations, False
         self._orders, self._logins, self._why_none_is_ready = orders, logins, why_none_is_ready
         self.queue_timeout_s = queue_timeout_s
         self._subscribers: dict[Connection[Message], Subscriber] = {}
@@ -314,6 +317,8 @@ class ControlSocket:
                 self._lease_invocations(peer, message)
             case StatusRequest():
                 self._tell(peer, self._status())
+            case TrafficRequest(request_id=request_id):
+                self._tell(peer, self._traffic(request_id))
             case Subscribe(topics=topics):
                 if subscriber := self._subscribers.pop(peer, None):
                     subscriber.close()

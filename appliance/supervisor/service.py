@@ -26,6 +26,8 @@ from appliance.process import age_s
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.placement import PLACEMENTS
+from appliance.telemetry.interfaces import PERIOD_S, Interfaces, read_interfaces
+from appliance.telemetry.network_counters import today
 from appliance.wire.messages import (
     Message,
     ModelLoad,
@@ -114,11 +116,13 @@ class Supervisor:
             ended=lambda: self._control.publish(Topic.SYSTEM, SystemChanged(event="session_ended")),
         )
         self._usb = Usb(paths.usb_link, self._repairs)
+        self._interfaces = Interfaces()
         self._control = ControlSocket(
             paths.control_socket,
             self._leases,
             self._invocations,
             status=self.status,
+            traffic=self._interfaces.traffic,
             socket_of=self._socket_of,
             orders=self,
             logins=self._logins,
@@ -144,6 +148,8 @@ class Supervisor:
         devices.add_done_callback(self._keeper_ended)
         usb = asyncio.create_task(self._usb.run(), name="usb")
         usb.add_done_callback(self._keeper_ended)
+        traffic = asyncio.create_task(self._watch_traffic(), name="traffic")
+        traffic.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
@@ -159,14 +165,20 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            for task in (*self._tasks.values(), devices, usb, watchdog):
+            ending = (*self._tasks.values(), devices, usb, traffic, watchdog)
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), devices, usb, watchdog, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
             await self._forkserver.close()
             await self._control.close()
             self._logins.close()
             extending.cancel()
             log.info("stopped")
+
+    async def _watch_traffic(self) -> None:
+        while True:
+            self._interfaces.take(read_interfaces(self._paths.interfaces), time.monotonic(), today())
+            await asyncio.sleep(PERIOD_S)
 
     # --- what others ask or report ----------------------------------------------------------------------------
 

@@ -387,6 +387,35 @@ class Status(Message, frozen=True, kw_only=True):
     usb: UsbLink | None = None
 
 
+class TrafficRequest(Message, frozen=True, kw_only=True):
+    """Asks for a `Traffic`."""
+
+    request_id: Id
+
+
+class InterfaceTraffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a network interface carries, as the kernel counts it: bytes since it came up, rates of the last second, and the
+    highest rates of the day (local time, and since the supervisor started). `port`: it is in the sum; what stands on another (a
+    VLAN, a bond) is not, lest it be counted twice."""
+
+    name: str
+    port: bool
+    bytes_in: int
+    bytes_out: int
+    in_bytes_per_s: int
+    out_bytes_per_s: int
+    peak_in_bytes_per_s: int
+    peak_out_bytes_per_s: int
+
+
+class Traffic(Message, frozen=True, kw_only=True):
+    """All interfaces but the loopback, by name, and the sum of the ports, which has none."""
+
+    request_id: Id
+    total: InterfaceTraffic
+    interfaces: list[InterfaceTraffic]
+
+
 class Reload(Message, frozen=True, kw_only=True):
     """Read the configuration again. `Done` says what changed; `Failure` why everything stays as it was."""
 
@@ -1041,6 +1070,7 @@ ToSupervisor = (
     | InvokeLease
     | LeaseSettled
     | StatusRequest
+    | TrafficRequest
     | Subscribe
     | Reload
     | WorkerRestart
@@ -1074,6 +1104,7 @@ FromSupervisor = (
     | LeaseQueued
     | LeaseGranted
     | Status
+    | Traffic
     | Done
     | WorkerChanged
     | RepairChanged

@@ -27,6 +27,7 @@ from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
+from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.messages import (
     Hotplug,
     Status,
@@ -103,6 +104,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
         LeaseTable(queue_limit=1),
         InvokeLeases(limit=1),
         status=lambda: status,
+        traffic=Interfaces().traffic,
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),
         logins=some_logins(paths.supervisor),

@@ -15,6 +15,7 @@ from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
+from appliance.telemetry.interfaces import Interfaces
 from console.line import open_serial
 from console.session import Visit, visits
 from tests.supervisor.some_logins import some_logins
@@ -49,6 +50,7 @@ class Place:
             LeaseTable(queue_limit=1),
             InvokeLeases(limit=1),
             status=lambda: STATUS,
+            traffic=Interfaces().traffic,
             socket_of=lambda worker: ("", ""),
             orders=SomeOrders(),
             logins=some_logins(self.paths.supervisor),

@@ -37,6 +37,7 @@ from appliance.wire.messages import (
     FinishReason,
     Generate,
     Hotplug,
+    InterfaceTraffic,
     Invoke,
     InvokeLease,
     LeaseGranted,
@@ -57,6 +58,8 @@ from appliance.wire.messages import (
     TpuBus,
     TpuRole,
     TpuState,
+    Traffic,
+    TrafficRequest,
     Tray,
     Usage,
     UserRole,
@@ -79,6 +82,20 @@ class Script:
     gate: asyncio.Event | None = None
     end: FinishReason | Failure | None = FinishReason.STOP
     progress: Sequence[tuple[int, int]] = ()
+
+
+def carried(name: str) -> InterfaceTraffic:
+    """What an interface carries."""
+    return InterfaceTraffic(
+        name=name,
+        port=True,
+        bytes_in=1000,
+        bytes_out=2000,
+        in_bytes_per_s=100,
+        out_bytes_per_s=200,
+        peak_in_bytes_per_s=300,
+        peak_out_bytes_per_s=400,
+    )
 
 
 @dataclass
@@ -188,6 +205,10 @@ class FakeAppliance:
                         self.status_requests += 1
                         if not self.mute:
                             peer.post(self.status())
+                    case TrafficRequest(request_id=request_id):
+                        peer.post(
+                            Traffic(request_id=request_id, total=carried(""), interfaces=[carried("eth0")])
+                        )
                     case LeaseRequest(request_id=request_id) as request:
                         self.requests.append(request)
                         if self.mute:

@@ -1,17 +1,36 @@
-"""A response in as few pieces as it has pauses."""
+"""A response in as few pieces as it has pauses, and counted."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from appliance.gateway.joined import Joined
+from appliance.telemetry.network_counters import (
+    Board,
+    Channel,
+    Counter,
+    NetworkCounters,
+    NetworkTotals,
+    add_up,
+    latencies,
+    today,
+)
 
 pytestmark = pytest.mark.asyncio
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+COUNTERS = NetworkCounters(Board(1), 0)
+
+
+def counted() -> NetworkTotals:
+    return add_up(COUNTERS.board, time.monotonic(), today())
 
 
 class Pieces(asyncio.Transport):
@@ -45,7 +64,7 @@ async def connected() -> AsyncIterator[tuple[Pieces, Joined, asyncio.StreamReade
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
     pieces = Pieces(transport)
     try:
-        yield pieces, Joined(pieces, loop), reader
+        yield pieces, Joined(pieces, loop, COUNTERS), reader
     finally:
         transport.abort()
         writer.close()
@@ -53,39 +72,54 @@ async def connected() -> AsyncIterator[tuple[Pieces, Joined, asyncio.StreamReade
 
 async def test_a_head_and_its_body() -> None:
     async with connected() as (written, response, reader):
-        response.write(b"head ")
+        response.write(HEAD)
         response.write(b"body")
         response.write(b" more")
         async with asyncio.timeout(5):
-            assert await reader.readexactly(14) == b"head body more"
-        assert written.pieces == [b"head body", b" more"]
+            assert await reader.readexactly(len(HEAD) + 9) == HEAD + b"body more"
+        assert written.pieces == [HEAD + b"body", b" more"]
 
 
 async def test_a_head_that_nothing_follows() -> None:
     async with connected() as (written, response, reader):
-        response.write(b"head ")
+        response.write(HEAD)
         async with asyncio.timeout(5):
-            assert await reader.readexactly(5) == b"head "
+            assert await reader.readexactly(len(HEAD)) == HEAD
         response.write(b"body")
         async with asyncio.timeout(5):
             assert await reader.readexactly(4) == b"body"
-        assert written.pieces == [b"head ", b"body"]
+        assert written.pieces == [HEAD, b"body"]
 
 
 async def test_a_head_before_the_end() -> None:
     async with connected() as (_, response, reader):
-        response.write(b"head")
+        response.write(HEAD)
         response.close()
         assert response.is_closing()
         async with asyncio.timeout(5):
-            assert await reader.read() == b"head"
+            assert await reader.read() == HEAD
 
 
 async def test_a_client_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     async with connected() as (written, response, _):
-        response.write(b"head")
+        response.write(HEAD)
         written.close()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert written.pieces == []
     assert not caplog.records
+
+
+async def test_what_is_counted() -> None:
+    before = counted().ever
+    async with connected() as (_, response, reader):
+        response.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert sum(latencies(counted().ever, Channel.HTTP)) == sum(latencies(before, Channel.HTTP))
+        response.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        response.write(b"body")
+        async with asyncio.timeout(5):
+            await reader.readexactly(65)
+    after = counted().ever
+    assert sum(latencies(after, Channel.HTTP)) == sum(latencies(before, Channel.HTTP)) + 1
+    assert after[Counter.SERVER_ERRORS] == before[Counter.SERVER_ERRORS] + 1
+    assert after[Counter.BYTES_OUT] == before[Counter.BYTES_OUT] + 65

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from appliance.config.appliance import Appliance
 from appliance.gateway.app import create_app
 from appliance.paths import Paths
+from appliance.telemetry.network_counters import Board, NetworkCounters
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Served
@@ -31,6 +32,7 @@ ROUTES = {
     "/api/v1/system/repairs": {"get"},
     "/api/v1/system/tpus": {"get"},
     "/api/v1/system/tpus/{tpu_id}": {"get"},
+    "/api/v1/system/network/stats": {"get"},
     "/health": {"get"},
 }
 
@@ -199,4 +201,6 @@ async def test_the_page(served: Served, path: str) -> None:
 def test_nothing_deprecated_is_asked_of_the_framework(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert create_app(Paths.under(tmp_path), Appliance()).routes
+        assert create_app(
+            Paths.under(tmp_path), Appliance(), lambda: None, NetworkCounters(Board(1), 0)
+        ).routes

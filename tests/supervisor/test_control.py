@@ -27,6 +27,7 @@ from appliance.supervisor.control import (
     ControlSocket,
 )
 from appliance.supervisor.errors import NoSuchWorker, NotFixable, SubsystemDead
+from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
 from appliance.wire.messages import (
@@ -52,6 +53,8 @@ from appliance.wire.messages import (
     Topic,
     TpuQuarantine,
     TpuReset,
+    Traffic,
+    TrafficRequest,
     WorkerRestart,
 )
 from tests.supervisor.some_logins import some_logins
@@ -143,6 +146,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
         table,
         InvokeLeases(limit=queue_limit),
         status=lambda: STATUS,
+        traffic=Interfaces().traffic,
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
         logins=some_logins(folder),
@@ -192,6 +196,14 @@ async def test_status(served: Served) -> None:
         await peer.send(StatusRequest())
         assert await answer(peer) == STATUS
     assert stat.S_IMODE(served.path.stat().st_mode) == 0o660
+
+
+async def test_traffic(served: Served) -> None:
+    async with served.peer() as peer:
+        await peer.send(TrafficRequest(request_id="t"))
+        found = await answer(peer)
+    assert isinstance(found, Traffic)
+    assert (found.request_id, found.total.name, found.interfaces) == ("t", "", [])
 
 
 async def test_a_lease_and_its_end(served: Served) -> None:
@@ -523,6 +535,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         LeaseTable(queue_limit=1),
         InvokeLeases(limit=1),
         status=lambda: STATUS,
+        traffic=Interfaces().traffic,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
         logins=some_logins(path.parent),

@@ -33,6 +33,7 @@ from appliance.supervisor.errors import (
     WrongLogin,
 )
 from appliance.supervisor.logins import CONSOLE_QUESTIONS_LIMIT, QUESTIONS_LIMIT, Logins, Session, Standing
+from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, Peer, connect
 from appliance.wire.messages import (
@@ -485,6 +486,7 @@ async def listening(served: Served) -> AsyncIterator[Socket]:
         LeaseTable(queue_limit=1),
         InvokeLeases(limit=1),
         status=lambda: STATUS,
+        traffic=Interfaces().traffic,
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
         logins=served.logins,
