@@ -5,6 +5,9 @@ NetworkError
 ├── StepFailed      a step of the USB gadget; everything before it was undone
 ├── CommandFailed   ip or nft said no, or is not there
 ├── NoSuchRevision  the history does not go back so far
+├── Unmanaged       there is no network.yaml, so that nothing is touched
+├── Busy            one change at a time
+├── NothingToConfirm
 ├── BadSettings     a profile's settings are not what they should be, theirs or ours
 ├── NetworkManagerFailed       it said no, or did not answer
 │   └── NetworkManagerMissing  there is nobody to ask
@@ -39,6 +42,18 @@ class CommandFailed(NetworkError):
 
 
 class NoSuchRevision(NetworkError):
+    pass
+
+
+class Unmanaged(NetworkError):
+    pass
+
+
+class Busy(NetworkError):
+    pass
+
+
+class NothingToConfirm(NetworkError):
     pass
 
 
