@@ -78,7 +78,7 @@ class Failure(StrEnum):
 
     NO_ADDRESS = "no address"
     NO_CARRIER = "no carrier"
-    WRONG_PASSWORD = "wrong password"
+    WRONG_PASSWORD = "wrong password"  # noqa: S105
     NOT_FOUND = "Wi-Fi network not found"
     NO_DEVICE = "no device"
     OTHER = "other"
