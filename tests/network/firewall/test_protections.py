@@ -218,7 +218,9 @@ def test_ping(place: Lab, version: int) -> None:
 def pinged(net: Namespace, address: str, version: int) -> bool:
     protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
     mark = os.urandom(8)
-    packet = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 1, 1) + mark
+    # Another one of before would make it an established conversation.
+    number = int.from_bytes(os.urandom(2), "big")
+    packet = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, number, 1) + mark
     total = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
     total = (total & 0xFFFF) + (total >> 16)
     packet = packet[:2] + struct.pack("!H", ~total & 0xFFFF) + packet[4:]
