@@ -49,7 +49,7 @@ def answer_to(packet: bytes, sent_s: float, received_s: float) -> Told | None:
 
 def _of(seconds: float) -> tuple[int, int]:
     whole = floor(seconds)
-    return (whole + _SINCE_1900_S) % _ERA_S, int((seconds - whole) * 2**32)
+    return (whole + _SINCE_1900_S) % _ERA_S, min(int((seconds - whole) * 2**32), _ERA_S - 1)
 
 
 def _to(whole: int, fraction: int, near_s: float) -> float:
