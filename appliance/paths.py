@@ -110,6 +110,16 @@ class Paths:
         return self.state / "supervisor/users.json"
 
     @property
+    def network_state(self) -> Path:
+        """What was in effect before, and what is being changed."""
+        return self.state / "supervisor/network"
+
+    @property
+    def firewall_record(self) -> Path:
+        """Which rules were loaded last; the kernel forgets them when we do."""
+        return self.supervisor / "firewall.json"
+
+    @property
     def tpu_quarantine(self) -> Path:
         """Which TPUs are not to be used, and why."""
         return self.state / "supervisor/tpu-quarantine.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from appliance.paths import Paths
 from appliance.wire.errors import Disconnected, PeerRefused, WireError
@@ -23,6 +24,8 @@ from appliance.wire.messages import (
 
 from .exit_status import ExitStatus, Failed
 
+T = TypeVar("T", bound=Message)
+
 #: The supervisor answers in a millisecond; one that does not within this is stuck.
 ANSWER_TIMEOUT_S = 5.0
 
@@ -35,27 +38,26 @@ _STATUSES = {"bad_configuration": ExitStatus.BAD_CONFIGURATION, "denied": ExitSt
 
 def ask_status(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
     """The status of the running appliance; Failed when there is none."""
-    answer = _ask(paths, StatusRequest(), timeout_s)
-    assert isinstance(answer, Status)
-    return answer
+    return ask(paths, StatusRequest(), Status, timeout_s=timeout_s)
 
 
 def order(paths: Paths, message: Message, *, timeout_s: float) -> str:
     """Has the supervisor carry something out; returns its sentence. Failed with its reason when it does not."""
-    answer = _ask(paths, message, timeout_s)
-    if isinstance(answer, Failure):
-        raise _refused(answer)
-    assert isinstance(answer, Done)
-    return answer.detail
+    return ask(paths, message, Done, timeout_s=timeout_s).detail
+
+
+def ask(paths: Paths, message: Message, answer: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+    """What the supervisor answers. Failed with its reason when it does not tell."""
+    found = _ask(paths, message, timeout_s)
+    if isinstance(found, Failure):
+        raise _refused(found)
+    assert isinstance(found, answer)
+    return found
 
 
 def ask_users(paths: Paths, *, timeout_s: float = ANSWER_TIMEOUT_S) -> list[LocalUser]:
     """Who may log in on a serial line, by name. Failed when the supervisor does not tell."""
-    answer = _ask(paths, UserList(request_id=REQUEST_ID), timeout_s)
-    if isinstance(answer, Failure):
-        raise _refused(answer)
-    assert isinstance(answer, Users)
-    return answer.users
+    return ask(paths, UserList(request_id=REQUEST_ID), Users, timeout_s=timeout_s).users
 
 
 @asynccontextmanager

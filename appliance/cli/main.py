@@ -10,7 +10,22 @@ import argcomplete
 
 from appliance import __version__
 
-from . import chat, completion, config, console, logs, model, reload, repair, run, status, tpu, user, worker
+from . import (
+    chat,
+    completion,
+    config,
+    console,
+    logs,
+    model,
+    net,
+    reload,
+    repair,
+    run,
+    status,
+    tpu,
+    user,
+    worker,
+)
 from .exit_status import MEANINGS, ExitStatus, Failed
 
 
@@ -33,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         model,
         worker,
         tpu,
+        net,
         user,
         repair,
         logs,

@@ -534,6 +534,167 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
+# --- control socket: the network --------------------------------------------------------------------------------------
+
+#: A text of network.yaml: as long as the file may be.
+NetworkText = Annotated[str, Meta(max_length=262_144)]
+
+#: How long a change may wait for its confirmation, in seconds; 0: it needs none.
+ConfirmWithin = Annotated[float, Meta(ge=0, le=86_400)]
+
+
+class PortState(StrEnum):
+    """How it stands with a port, a bond or a VLAN."""
+
+    UP = "up"
+    CONNECTING = "connecting"
+    NO_LINK = "no link"
+    DOWN = "down"
+    MISSING = "missing"
+    FOREIGN = "not ours"
+
+
+class NetworkPort(msgspec.Struct, frozen=True, kw_only=True):
+    """One interface: of a role, or a device that has none (then `role` is empty). `detail` says what is the matter.
+
+    `kind` is NetworkManager's word for it: ethernet, wifi, vlan, bond. Addresses have a prefix.
+    """
+
+    role: str
+    interface: str
+    kind: str
+    state: PortState
+    mac: str = ""
+    driver: str = ""
+    speed_mbps: int = 0
+    mtu: int = 0
+    addresses: list[str] = []
+    gateways: list[str] = []
+    name_servers: list[str] = []
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    detail: str = ""
+
+
+class NetworkLook(Message, frozen=True, kw_only=True):
+    """How is the network? `NetworkState`."""
+
+    request_id: Id
+
+
+class NetworkState(Message, frozen=True, kw_only=True):
+    """`managed`: whether we look after it; `why` says why not. `confirm_within_s`: what was applied goes back after so long,
+    if nobody confirms it; 0: nothing waits. `revision` counts what was applied; `differs`: network.yaml says something else.
+    `drift`: what somebody changed behind our back."""
+
+    request_id: Id
+    managed: bool
+    mode: str
+    why: str = ""
+    ports: list[NetworkPort] = []
+    confirm_within_s: float = 0.0
+    revision: int = 0
+    differs: bool = False
+    drift: list[str] = []
+    firewall: bool = False
+
+
+class NetworkDiff(Confidential, frozen=True, kw_only=True):
+    """What would applying this text change? Without one, network.yaml as it is on the disk. `NetworkPlan`."""
+
+    request_id: Id
+    text: NetworkText | None = None
+
+
+class NetworkPlan(Message, frozen=True, kw_only=True):
+    """`lines` for people; none: nothing would change. `warnings` of the text."""
+
+    request_id: Id
+    lines: list[str] = []
+    warnings: list[str] = []
+
+
+class NetworkApply(Confidential, frozen=True, kw_only=True):
+    """Make it so. A text replaces network.yaml when all went well; without one, network.yaml as it is. `Done` when it is so, or
+    when it waits for its confirmation; `Failure` when everything is as it was before."""
+
+    request_id: Id
+    text: NetworkText | None = None
+    confirm_s: ConfirmWithin = 0.0
+    why: Annotated[str, Meta(max_length=256)] = ""
+
+
+class NetworkConfirm(Message, frozen=True, kw_only=True):
+    """What was applied shall stay."""
+
+    request_id: Id
+
+
+class NetworkCancel(Message, frozen=True, kw_only=True):
+    """What was applied and waits for its confirmation shall go back now."""
+
+    request_id: Id
+
+
+class NetworkBack(Message, frozen=True, kw_only=True):
+    """Apply what was in effect `steps` changes ago; 0 is what is in effect."""
+
+    request_id: Id
+    steps: Annotated[int, Meta(ge=0, le=1000)]
+    confirm_s: ConfirmWithin = 0.0
+
+
+class NetworkPast(Message, frozen=True, kw_only=True):
+    """What was in effect before? `NetworkRevisions`."""
+
+    request_id: Id
+
+
+class NetworkRevision(msgspec.Struct, frozen=True, kw_only=True):
+    """`at` in seconds since the epoch."""
+
+    number: int
+    at: float
+    by: str = ""
+    why: str = ""
+
+
+class NetworkRevisions(Message, frozen=True, kw_only=True):
+    """Newest first: the first is in effect."""
+
+    request_id: Id
+    revisions: list[NetworkRevision] = []
+
+
+class NetworkRevisionText(Message, frozen=True, kw_only=True):
+    """The text of the revision so many steps back? Without a number, of network.yaml itself. `NetworkRevisionShown`, for
+    administrators alone."""
+
+    request_id: Id
+    steps: Annotated[int, Meta(ge=0, le=1000)] | None = None
+
+
+class NetworkRevisionShown(Confidential, frozen=True, kw_only=True):
+    """The text, with its secrets."""
+
+    request_id: Id
+    text: NetworkText
+
+
+class FirewallLook(Message, frozen=True, kw_only=True):
+    """What does the firewall do? `FirewallState`."""
+
+    request_id: Id
+
+
+class FirewallState(Message, frozen=True, kw_only=True):
+    """`lines`: each rule in words with what it has counted."""
+
+    request_id: Id
+    enabled: bool
+    lines: list[str] = []
+
+
 # --- control socket: local users ------------------------------------------------------------------------------------
 
 #: As long as a name or a password can be in a message; what makes a good one is decided in `appliance.identity.users`.
@@ -967,6 +1128,15 @@ ToSupervisor = (
     | UserPassword
     | UserRemove
     | Power
+    | NetworkLook
+    | NetworkDiff
+    | NetworkApply
+    | NetworkConfirm
+    | NetworkCancel
+    | NetworkBack
+    | NetworkPast
+    | NetworkRevisionText
+    | FirewallLook
 )
 FromSupervisor = (
     Hello
@@ -988,6 +1158,11 @@ FromSupervisor = (
     | IssuedToken
     | TokenHolder
     | Users
+    | NetworkState
+    | NetworkPlan
+    | NetworkRevisions
+    | NetworkRevisionShown
+    | FirewallState
 )
 ToWorker = Hello | Generate | Cancel | Invoke
 FromWorker = Hello | Failure | Tokens | Progress | Finished | Invoked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     chat,
+    configure,
     leave,
     logs,
     model,
@@ -32,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     model.COMMAND,
     logs.COMMAND,
     net.COMMAND,
+    configure.COMMAND,
     user.COMMAND,
     power.REBOOT,
     power.SHUTDOWN,

@@ -1,58 +1,64 @@
-"""`net`: the network as it is."""
+"""`net`: the network as it is, its firewall, and the last word on a change."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Sequence
 
-import psutil
-
-from appliance.client.screen import table
+from appliance.client.network import network_parts, revisions_part
+from appliance.wire.messages import (
+    FirewallLook,
+    FirewallState,
+    NetworkCancel,
+    NetworkConfirm,
+    NetworkLook,
+    NetworkPast,
+    NetworkRevisions,
+    NetworkState,
+)
 from console.context import Context
 
 from .command import Command, only
 
-_FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
+TIMEOUT_S = 600.0
 
 
 async def run(context: Context, words: Sequence[str]) -> None:
-    only(COMMAND, words, "")
-    mode = (await context.status()).mode
-    rows = await asyncio.to_thread(_rows)
-    context.terminal.show([f"mode {mode}; this machine is called {socket.gethostname()}"])
-    context.terminal.show([table(("interface", "link", ">Mbit/s", ">MTU", "address"), rows)])
+    action, _ = only(COMMAND, words, "show", "firewall", "history", "confirm", "cancel")
+    match action:
+        case "show":
+            state = await context.control.ask(NetworkLook(request_id="-"), NetworkState)
+            context.say(f"mode {state.mode}; this machine is called {socket.gethostname()}")
+            context.terminal.show(network_parts(state))
+        case "firewall":
+            found = await context.control.ask(FirewallLook(request_id="-"), FirewallState)
+            context.terminal.show(found.lines)
+        case "history":
+            past = await context.control.ask(NetworkPast(request_id="-"), NetworkRevisions)
+            context.terminal.show([revisions_part(past)])
+        case "confirm":
+            context.require_admin()
+            await context.order(NetworkConfirm(request_id="-"), timeout_s=TIMEOUT_S)
+        case "cancel":
+            context.require_admin()
+            await context.order(NetworkCancel(request_id="-"), timeout_s=TIMEOUT_S)
 
 
-def _rows() -> list[tuple[str, str, str, str, str]]:
-    """A row an address; an interface without any has one, too. What goes meanwhile is left out."""
-    states, rows = psutil.net_if_stats(), []
-    for name, addresses in sorted(psutil.net_if_addrs().items()):
-        state = states.get(name)
-        if state is None:
-            continue
-        link = "up" if state.isup else "down"
-        speed = str(state.speed) if state.speed else ""
-        found = [_address(each.address, each.netmask) for each in addresses if each.family in _FAMILIES]
-        for number, address in enumerate(found or [""]):
-            first = number == 0
-            rows.append((name, link, speed, str(state.mtu), address) if first else ("", "", "", "", address))
-    return rows
-
-
-def _address(address: str, netmask: str | None) -> str:
-    """With the length of its prefix."""
-    if not netmask:
-        return address
-    family = socket.AF_INET6 if ":" in netmask else socket.AF_INET
-    bits = sum(each.bit_count() for each in socket.inet_pton(family, netmask))
-    return f"{address.partition('%')[0]}/{bits}"
+def complete(words: Sequence[str], _known: object) -> Sequence[str]:
+    return () if words else ("show", "firewall", "history", "confirm", "cancel")
 
 
 COMMAND = Command(
     "net",
-    "interfaces, links and addresses",
-    (("net", "shows what there is"),),
+    "ports, addresses, firewall",
+    (
+        ("net", "draws the ports and shows what they have"),
+        ("net firewall", "says what it lets through, and how often"),
+        ("net history", "lists what was in effect"),
+        ("net confirm", "keeps what was applied for a time"),
+        ("net cancel", "takes it back now"),
+    ),
     run,
+    complete,
     aliases=("network",),
 )

@@ -1,0 +1,94 @@
+"""Which network device is which port of the rear panel: by what the owner says, else by a guess."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance.config.network import Match, Port, Role
+
+from .direct_mode import INTERFACE
+from .profiles import Device
+
+#: What can be a port of a kind without being named. Others (veth, dummy, a bridge) only by `match.interface`.
+_KINDS = {"ethernet": "ethernet", "wifi": "wifi"}
+
+#: The rear panel from left to right, which is the order of its PCI addresses.
+PANEL = (Role.PRIMARY, Role.SECONDARY, Role.MANAGEMENT, Role.CLUSTER, Role.WIFI)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """`devices`: by role, those that were found. `missing`: why a role has none. `guessed`: why nobody can be sure of one."""
+
+    devices: Mapping[Role, Device]
+    missing: Mapping[Role, str]
+    guessed: Mapping[Role, str]
+
+
+def bind(ports: Mapping[Role, Port], devices: Sequence[Device]) -> Binding:
+    """Gives each port its device. What is matched goes first; of the rest, the only one that fits, else in the panel's order.
+
+    The USB port is the gadget's and is not looked for.
+    """
+    bound: dict[Role, Device] = {}
+    missing: dict[Role, str] = {}
+    guessed: dict[Role, str] = {}
+    free = [each for each in sorted(devices, key=_place) if each.name != INTERFACE]
+    wanted = {role: ports[role] for role in PANEL if role in ports and ports[role].type != "usb"}
+
+    for role, port in wanted.items():
+        if port.match is None:
+            continue
+        fitting = [each for each in free if fits(port.match, each)]
+        if len(fitting) == 1:
+            bound[role] = fitting[0]
+            free.remove(fitting[0])
+        elif fitting:
+            names = ", ".join(each.name for each in fitting)
+            missing[role] = f"several devices fit interfaces.{role}.match: {names}"
+        else:
+            missing[role] = f"no device fits interfaces.{role}.match"
+
+    for kind in _KINDS:
+        open_roles = [role for role, port in wanted.items() if port.match is None and port.type == kind]
+        left = [each for each in free if each.kind == _KINDS[kind]]
+        for role in sorted(open_roles, key=lambda role: wanted[role].speed is None):
+            if not left:
+                missing[role] = f"there is no {kind} device for it"
+                continue
+            chosen, sure = _choose(wanted[role], left, alone=len(open_roles) == 1)
+            bound[role] = chosen
+            left.remove(chosen)
+            if not sure:
+                guessed[role] = (
+                    f"{chosen.name} was taken for it; if that is the wrong one, say which: "
+                    f"interfaces.{role}.match.mac (of {chosen.name}: {chosen.mac or 'unknown'})"
+                )
+    return Binding(bound, missing, guessed)
+
+
+def _choose(port: Port, left: Sequence[Device], *, alone: bool) -> tuple[Device, bool]:
+    """The device, and whether it must be it."""
+    if len(left) == 1 and alone:
+        return left[0], True
+    if port.speed_mbps is not None:
+        fast = [each for each in left if each.speed_mbps == port.speed_mbps]
+        if len(fast) == 1:
+            return fast[0], True
+    return left[0], False
+
+
+def fits(match: Match, device: Device) -> bool:
+    """Whether a device is what all that is given says."""
+    return (
+        (match.mac is None or match.mac.lower() == device.mac.lower())
+        and (match.path is None or fnmatch.fnmatchcase(device.path, match.path))
+        and (match.driver is None or match.driver == device.driver)
+        and (match.interface is None or match.interface == device.name)
+    )
+
+
+def _place(device: Device) -> tuple[str, str]:
+    return device.path, device.name
