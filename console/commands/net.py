@@ -18,18 +18,21 @@ from appliance.wire.messages import (
 )
 from console.context import Context
 
+from . import net_stats
 from .command import Command, only
 
 TIMEOUT_S = 600.0
 
 
 async def run(context: Context, words: Sequence[str]) -> None:
-    action, _ = only(COMMAND, words, "show", "firewall", "history", "confirm", "cancel")
+    action, _ = only(COMMAND, words, "show", "stats", "firewall", "history", "confirm", "cancel")
     match action:
         case "show":
             state = await context.control.ask(NetworkLook(request_id="-"), NetworkState)
             context.say(f"mode {state.mode}; this machine is called {socket.gethostname()}")
             context.terminal.show(network_parts(state))
+        case "stats":
+            await net_stats.run(context)
         case "firewall":
             found = await context.control.ask(FirewallLook(request_id="-"), FirewallState)
             context.terminal.show(found.lines)
@@ -45,7 +48,7 @@ async def run(context: Context, words: Sequence[str]) -> None:
 
 
 def complete(words: Sequence[str], _known: object) -> Sequence[str]:
-    return () if words else ("show", "firewall", "history", "confirm", "cancel")
+    return () if words else ("show", "stats", "firewall", "history", "confirm", "cancel")
 
 
 COMMAND = Command(
@@ -53,6 +56,7 @@ COMMAND = Command(
     "ports, addresses, firewall",
     (
         ("net", "draws the ports and shows what they have"),
+        ("net stats", "connections, bandwidth, latency and errors, live"),
         ("net firewall", "says what it lets through, and how often"),
         ("net history", "lists what was in effect"),
         ("net confirm", "keeps what was applied for a time"),
