@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from appliance.client.network import network_parts, revisions_part
 from appliance.config.errors import ConfigError
-from appliance.config.network import Role
 from appliance.config.source import FILE_LIMIT_BYTES, read_source
+from appliance.network.doctor.visit import roles_of
 from appliance.wire.messages import (
     FirewallLook,
     FirewallState,
@@ -188,9 +188,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         state = _asked(arguments, NetworkLook(request_id=REQUEST_ID), NetworkState)
     except Failed:  # it is called when something does not work
         return net_doctor.main(arguments)
-    known = set(Role)
-    roles = {port.interface: Role(port.role) for port in state.ports if port.role in known and port.interface}
-    return net_doctor.main(arguments, roles)
+    return net_doctor.main(arguments, roles_of(state))
 
 
 def _asked(arguments: argparse.Namespace, message: Message, answer: type[T]) -> T:

@@ -146,3 +146,15 @@ async def test_the_command(served: Served, tmp_path: Path, capsys: pytest.Captur
     nowhere = parser.parse_args(["--url", "http://127.0.0.1:1", "--key-file", str(key)])
     with pytest.raises(Failed, match=r"cannot reach http://127\.0\.0\.1:1"):
         await asyncio.to_thread(net_stats.main, nowhere)
+
+
+async def test_the_doctor(served: Served) -> None:
+    """Here the gateway looks itself; in the tower it asks (tests/system/test_systemd.py)."""
+    path = "/api/v1/system/network/doctor"
+    response = await served.client.post(path, json={"host": "127.0.0.1"}, timeout=120)
+    assert response.status_code == 200
+    found = {(each["check"], each["subject"]) for each in response.json()["findings"]}
+    assert {("certificate", "api"), ("latency", "127.0.0.1")} <= found
+    assert (await served.client.post(path, json={"host": ""})).status_code == 400
+    user = {"Authorization": f"Bearer {served.user_key}"}
+    assert (await served.client.post(path, json={}, headers=user)).status_code == 403

@@ -23,6 +23,10 @@ class Unusable(Exception):
     """No certificate to serve with; says which file and why."""
 
 
+class Forbidden(Unusable):
+    """Not for this process's eyes."""
+
+
 class Expired(Unusable):
     """It was valid."""
 
@@ -66,6 +70,8 @@ def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_LIMIT_BYTES).decode("ascii")
+    except PermissionError:
+        raise Forbidden(f"this user may not read {path}") from None
     except OSError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

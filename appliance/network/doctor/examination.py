@@ -51,9 +51,18 @@ async def run(
     `network` is what the owner wants, `roles` which interface is which port of it, `listeners` what should take connections;
     `host` is one more machine that shall be reached, by name or address.
     """
-    examination = _Examination(network, roles or {}, listeners, host, tell, machine or Machine())
+    named = {
+        port.match.interface: role for role, port in network.interfaces.items() if port.match is not None
+    }
+    known = roles or {name: role for name, role in named.items() if name is not None}
+    examination = _Examination(network, known, listeners, host, tell, machine or Machine())
     await examination.run()
-    return sorted(examination.found, key=lambda each: _ORDER[each.check])
+    return in_order(examination.found)
+
+
+def in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """From the cable up."""
+    return sorted(findings, key=lambda each: _ORDER[each.check])
 
 
 def exit_status(findings: Sequence[Finding]) -> int:

@@ -13,7 +13,7 @@ from appliance.config.network import Api
 from appliance.wire.messages import Check, Finding
 
 from . import certificate as certificates
-from .certificate import Expired, NotYetValid, Unusable
+from .certificate import Expired, Forbidden, NotYetValid, Unusable
 from .facts import Sockets, listens
 from .findings import failed, ok, skipped, warning
 
@@ -89,6 +89,8 @@ def certificate(api: Api, now: float) -> Finding:
     key = Path(api.key) if api.key is not None else path.with_suffix(".key")
     try:
         validity = certificates.examine(path, key)
+    except Forbidden as error:
+        return skipped(Check.CERTIFICATE, "api", str(error))
     except Expired as error:
         return failed(
             Check.CERTIFICATE, "api", str(error), "it was not renewed, or the clock is wrong", "renew it"

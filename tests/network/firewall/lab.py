@@ -105,7 +105,13 @@ class Lab:
             self.tower.run("ip", "address", "add", form.format(number, 1), "dev", interface, *flags)
             net.run("ip", "address", "add", form.format(number, 2), "dev", "eth0", *flags)
             net.run(
-                "ip", f"-{version}", "route", "add", "default", "via", form.format(number, 1).partition("/")[0]
+                "ip",
+                f"-{version}",
+                "route",
+                "add",
+                "default",
+                "via",
+                form.format(number, 1).partition("/")[0],
             )
         return Side(
             name,
@@ -178,7 +184,12 @@ class Observer:
 
 
 def swept(
-    source: Namespace, source_address: str, target: Namespace, address: str, protocol: int, ports: Iterable[int]
+    source: Namespace,
+    source_address: str,
+    target: Namespace,
+    address: str,
+    protocol: int,
+    ports: Iterable[int],
 ) -> set[int]:
     """Those of `ports` at which a real socket's connection or datagram arrives: nobody need listen there, and none is lost."""
     version = 6 if ":" in address else 4
