@@ -134,20 +134,22 @@ class Keeper:
     async def run(self) -> None:
         """Until it is cancelled. NetworkManager and the bus may come and go."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            while True:
-                try:
-                    async with self._connected():
+        while True:
+            try:
+                async with self._connected():
+                    try:
                         await self._look_after()
-                except (BusError, NetworkManagerMissing) as error:
-                    self._tell(missing_manager=str(error) if self._has_file() else "")
-                self._manager = None
-                await asyncio.sleep(RETRY_S)
-        finally:
-            if self._waiting is not None:
-                # Who waits for a confirmation while we end gets what it was before.
-                self._waiting.cancel()
-                await asyncio.gather(self._waiting, return_exceptions=True)
+                    finally:
+                        await self._give_back()
+            except (BusError, NetworkManagerMissing) as error:
+                self._tell(missing_manager=str(error) if self._has_file() else "")
+            await asyncio.sleep(RETRY_S)
+
+    async def _give_back(self) -> None:
+        """What waits for a confirmation while we end, or NetworkManager does, goes back as long as there is somebody to ask."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:
@@ -160,7 +162,10 @@ class Keeper:
                 if not await manager.running():
                     raise NetworkManagerMissing("NetworkManager does not run, or has not finished its start")
                 self._manager = manager
-                yield
+                try:
+                    yield
+                finally:
+                    self._manager = None
 
     async def _look_after(self) -> None:
         self._tell(missing_manager="")
@@ -457,7 +462,9 @@ class Keeper:
     def _done(self, meant: Meant, applied: Applied, *, by: str, why: str, write: bool) -> str:
         self._keep(meant.text, by=by, why=why, write=write)
         self._tell_of(meant)
-        self._tell(later=applied.later, not_applied="", drift=[])
+        self._tell(later=applied.later, drift=[])
+        if self._read_file() == meant.text:
+            self._tell(not_applied="")
         if not meant.steps:
             return "it was so already; nothing was changed"
         later = "".join(f"; {role}: {reason}" for role, reason in applied.later.items())
@@ -470,7 +477,8 @@ class Keeper:
             if write and self._read(self._file) != text:
                 write_atomically(self._file, text.encode(), mode=0o640)
             self._candidate.unlink(missing_ok=True)
-            self._rejected.unlink(missing_ok=True)
+            if self._read_file() == text:
+                self._rejected.unlink(missing_ok=True)
         except OSError as error:
             raise NetworkError(f"it is in effect, but cannot be kept: {error}") from error
 

@@ -123,7 +123,7 @@ def test_users_and_folders(machine: Machine) -> None:
         "/run/coral-reef/workers",
     )
     assert machine.out("stat", "--format=%a %U %G", *folders).splitlines() == [
-        "2750 root coral-reef",
+        "2750 coral-reef coral-reef",
         "1771 root coral-gateway",
         "755 root root",
         "750 coral-reef coral-reef",
