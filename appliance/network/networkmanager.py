@@ -85,7 +85,6 @@ DEACTIVATION_S = 20.0
 
 #: Its start takes a second or two, without those who wait for DHCP.
 SETTLE_S = 5.0
-LOOK_S = 0.1
 
 _NOBODY = frozenset(
     f"org.freedesktop.DBus.Error.{name}"
@@ -132,10 +131,13 @@ class NetworkManager:
     async def settled(self, *, within_s: float = SETTLE_S) -> bool:
         """Returns when it has looked at every device and done what it does at its start, but no later than `within_s`: then
         False. It takes nobody's answer to DHCP for a part of its start."""
+        changed = asyncio.Event()
+        match = Match(sender=NAME, path=ROOT, member="PropertiesChanged")
         with contextlib.suppress(TimeoutError, BusError):
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s), self._bus.listening(match, lambda _: changed.set()):
                 while await self._bus.get(NAME, ROOT, NAME, "Startup"):
-                    await asyncio.sleep(LOOK_S)
+                    await changed.wait()
+                    changed.clear()
                 return True
         return False
 
@@ -515,7 +517,7 @@ class _Running:
 def _failed(member: str, error: BusError) -> NetworkManagerFailed:
     if error.name in _NOBODY or "D-Bus" in str(error):
         return NetworkManagerMissing(f"NetworkManager is not there: {error}", error.name)
-    if error.name in ("org.freedesktop.DBus.Error.AccessDenied", f"{NAME}.PermissionDenied"):
+    if error.name.endswith((".AccessDenied", ".PermissionDenied")):
         return NetworkManagerFailed(
             f"NetworkManager does not let us do it ({member}: {error}): are the polkit rules installed?",
             error.name,

@@ -211,7 +211,7 @@ async def test_why_it_does_not_become_active(world: World, manager: NetworkManag
     running = asyncio.create_task(manager.activate(first, "reef0"))
     await ask_until("it has begun", lambda: _begun(manager, first))
     await manager.delete(first)
-    with pytest.raises(ActivationFailed, match="somebody deleted the profile|somebody disconnected it"):
+    with pytest.raises(ActivationFailed, match=r"somebody deleted the profile|somebody disconnected it"):
         await running
 
 
@@ -239,7 +239,7 @@ async def test_a_checkpoint(world: World, manager: NetworkManager) -> None:
     await manager.activate(first, "reef0")
     path = await manager.checkpoint(["reef0", "nothing"], 60)
     (checkpoint,) = await manager.checkpoints()
-    assert (checkpoint.path, checkpoint.interfaces) == (path, {"reef0"})
+    assert (checkpoint.path, checkpoint.interfaces) == (path, frozenset({"reef0"}))
     with pytest.raises(NetworkManagerFailed, match="CheckpointCreate"):
         await manager.checkpoint(["reef0"], 60)
     await manager.activate(second, "reef0")

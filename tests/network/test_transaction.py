@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.network import record as records
 from appliance.network.errors import ApplyFailed, Unfinished
 from appliance.network.networkmanager import NetworkManager
 from appliance.network.plan import plan
 from appliance.network.profiles import Desired
-from appliance.network import record as records
 from appliance.network.transaction import Applied, Transaction, recover
 from appliance.system_bus import Bus
 from tests.waiting import ask_until, wait_for, wait_until
@@ -106,7 +106,9 @@ async def test_nobody_answers_to_dhcp(world: World, monkeypatch: pytest.MonkeyPa
     await change(OLD, world.folder)
     before = world.snapshot()
     if strict:
-        with pytest.raises(ApplyFailed, match="activate primary: .*nobody answers to DHCP.*as it was before"):
+        with pytest.raises(
+            ApplyFailed, match=r"activate primary: .*nobody answers to DHCP.*as it was before"
+        ):
             await _apply(world, Desired((ethernet(0),)), strict=True)
         await _until_same(world, before)
     else:
@@ -229,6 +231,7 @@ def steps_of_the_change() -> list[str]:
         return _child(world, 0)
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_every_step() -> None:
     """Of a process that is killed before step N, another makes the old state or the new one, whatever N is."""
     steps = steps_of_the_change()
@@ -248,6 +251,7 @@ def test_killed_at_every_step() -> None:
                 old = world.snapshot()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "back first"])
 def test_networkmanager_killed_at_every_step(wait: bool) -> None:
     """It is started again at once, as systemd does it: the change succeeds or is undone."""
