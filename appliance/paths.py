@@ -54,6 +54,11 @@ class Paths:
         return self.supervisor / "control.sock"
 
     @property
+    def doctor_socket(self) -> Path:
+        """Where systemd starts the doctor of the network for who connects."""
+        return self.run / "doctor.sock"
+
+    @property
     def workers(self) -> Path:
         """One folder a worker: its socket and its engine's own."""
         return self.run / "workers"

@@ -494,6 +494,46 @@ class EventsLost(Message, frozen=True, kw_only=True):
 Event = WorkerChanged | RepairChanged | SystemChanged | TpuChanged
 
 
+# --- what the doctor of the network finds ---------------------------------------------------------------------------
+
+
+class Check(StrEnum):
+    """What the doctor of the network looks at, in this order: what stands further down needs what stands above."""
+
+    LINK = "link"
+    ADDRESS = "address"
+    GATEWAY = "gateway"
+    DNS = "dns"
+    TIME = "time"
+    MTU = "mtu"
+    PORTS = "ports"
+    CERTIFICATE = "certificate"
+    CLIENTS = "clients"
+    LATENCY = "latency"
+
+
+class Outcome(StrEnum):
+    """How it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What the doctor of the network found, in a sentence each. `subject` is an interface, a host or an address, or empty;
+    `symptom` is what was seen, also when all is well; `cause` and `remedy` are empty then. Of what was skipped, `symptom` says
+    why."""
+
+    check: Check
+    subject: str
+    outcome: Outcome
+    symptom: str
+    cause: str = ""
+    remedy: str = ""
+
+
 # --- control socket: the network --------------------------------------------------------------------------------------
 
 #: A text of network.yaml: as long as the file may be.

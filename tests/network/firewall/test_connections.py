@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -78,7 +77,29 @@ def expected_out(mode: Mode, side: str, version: int) -> dict[int, set[int]]:
 
 INTERESTING = {
     port + near
-    for port in (1, 22, 53, 68, 80, 111, 123, 443, 546, 2049, 2379, 3260, 3478, 4001, 4002, 5349, 5353, 5432, 8080, 8443, 9090)
+    for port in (
+        1,
+        22,
+        53,
+        68,
+        80,
+        111,
+        123,
+        443,
+        546,
+        2049,
+        2379,
+        3260,
+        3478,
+        4001,
+        4002,
+        5349,
+        5353,
+        5432,
+        8080,
+        8443,
+        9090,
+    )
     for near in (-1, 0, 1)
 } - {0} | {49151, 49152, 65535}
 
@@ -103,7 +124,9 @@ def test_into_the_tower(place: Lab, ports: list[int], mode: Mode) -> None:
     for side in place.sides.values():
         for version, protocol in product():
             arrived = inwards(place, side, version, protocol, ports)
-            wrong += differences(side, version, protocol, arrived, expected_in(mode, side.name, version)[protocol] & set(ports))
+            wrong += differences(
+                side, version, protocol, arrived, expected_in(mode, side.name, version)[protocol] & set(ports)
+            )
     assert not wrong
 
 
@@ -114,7 +137,13 @@ def test_out_of_the_tower(place: Lab, ports: list[int], mode: Mode) -> None:
     for side in place.sides.values():
         for version, protocol in product():
             arrived = outwards(place, side, version, protocol, ports)
-            wrong += differences(side, version, protocol, arrived, expected_out(mode, side.name, version)[protocol] & set(ports))
+            wrong += differences(
+                side,
+                version,
+                protocol,
+                arrived,
+                expected_out(mode, side.name, version)[protocol] & set(ports),
+            )
     assert not wrong
 
 
