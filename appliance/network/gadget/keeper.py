@@ -168,8 +168,8 @@ class Keeper:
         return next((each for each in present if each.name == name and each.gadget in (None, NAME)), None)
 
     def _hangs(self, controller: Controller) -> bool:
-        """Whether the kernel has our gadget down as this controller's and does not run it. So it is when a controller went and came
-        back: the kernel begins anew by itself, and our network function, whose interface stood on the old one, fails (ENOENT)."""
+        """Whether the kernel has our gadget down as this controller's and does not run it. So it is when a controller went and
+        came back: the kernel begins anew by itself, and our network function, whose interface stood on the old one, fails."""
         return controller.gadget == "" and self._tree.read(self._folder / "UDC") == controller.name
 
     def _bind(self, present: list[Controller], now: float) -> None:
