@@ -14,6 +14,7 @@ from appliance.network.errors import Busy as ChangeWaits
 from appliance.network.errors import NetworkError
 from appliance.network.firewall.explain import Explained, explained
 from appliance.network.keeper import Keeper, Troubles, View
+from appliance.network.kernel import mtu_of
 from appliance.network.profiles import Device
 from appliance.wire.messages import (
     FirewallLook,
@@ -234,9 +235,8 @@ def _usb_port(link: UsbLink | None) -> Iterator[NetworkPort]:
 
 def _kernel_ports() -> Iterator[NetworkPort]:
     """What the kernel has, where there is no NetworkManager to ask."""
-    states, addresses = psutil.net_if_stats(), psutil.net_if_addrs()
-    counters = psutil.net_io_counters(pernic=True)
-    for name, state in sorted(states.items()):
+    addresses, counters = psutil.net_if_addrs(), psutil.net_io_counters(pernic=True)
+    for name in sorted(addresses):
         if name in ("lo", INTERFACE):
             continue
         traffic = counters.get(name)
@@ -249,8 +249,7 @@ def _kernel_ports() -> Iterator[NetworkPort]:
             interface=name,
             kind="",
             state=PortState.FOREIGN,
-            speed_mbps=state.speed,
-            mtu=state.mtu,
+            mtu=mtu_of(name),
             addresses=found,
             received_bytes=traffic.bytes_recv if traffic else 0,
             sent_bytes=traffic.bytes_sent if traffic else 0,

@@ -23,7 +23,7 @@ from appliance.inference import models
 from appliance.inference.errors import InferenceError
 from appliance.network.keeper import Keeper
 from appliance.paths import Paths
-from appliance.process import age_s
+from appliance.process import age_s, resident_bytes
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.placement import PLACEMENTS
@@ -59,7 +59,7 @@ from .tensor_workers import TensorWorkers
 from .text_model import TextModel
 from .tpus import Tpus
 from .usb import Usb
-from .workers import WorkerKeeper, resident_bytes
+from .workers import WorkerKeeper
 
 log = logging.getLogger(__name__)
 

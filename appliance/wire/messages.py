@@ -1038,9 +1038,9 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
-    a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model. `refused` says of adapters, or of a TPU worker's models, why they were left out."""
+    """Through the worker's pipe, every two seconds or sooner: a count of the engine's steps that grows as long as it works, how
+    long a step takes, the streams under way, and its resident set. `stuck_s` is how long the oldest invocation of a model has not
+    returned, on the TPU `stuck`."""
 
     context_tokens: int
     load_s: float
@@ -1053,12 +1053,13 @@ class WorkerReady(Message, frozen=True, kw_only=True):
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
     """Through the worker's pipe, every two seconds or sooner: a count of the engine's steps that grows as long as it works, how
-    long a step takes, and the streams under way. `stuck_s` is how long the oldest invocation of a model has not returned, on the
-    TPU `stuck`."""
+    long a step takes, the streams under way, and its resident set. `stuck_s` is how long the oldest invocation of a model has not
+    returned, on the TPU `stuck`."""
 
     steps: int
     step_s: float
     streams: int
+    rss_bytes: int = 0
     stuck: str = ""
     stuck_s: float = 0.0
 

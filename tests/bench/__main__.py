@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 
-from . import cancel, devices, http_requests, placement, recovery, report, silence, start, throughput, tpu
+from . import (
+    cancel,
+    devices,
+    firewall,
+    http_requests,
+    placement,
+    recovery,
+    report,
+    silence,
+    start,
+    throughput,
+    tpu,
+)
 
 SECTIONS = {
     "placement": placement.measure,
@@ -17,6 +29,7 @@ SECTIONS = {
     "start": start.measure,
     "devices": devices.measure,
     "tpu": tpu.measure,
+    "firewall": firewall.measure,
 }
 
 

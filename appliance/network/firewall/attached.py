@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from ipaddress import ip_network
 
 import msgspec
@@ -16,7 +15,7 @@ import msgspec
 from appliance.network.errors import CommandFailed
 from appliance.network.usb_interface import Run, run_command
 
-from .zones import TUNNELS, AnyNetwork, Zone
+from .zones import AnyNetwork, Zone, is_tunnel
 
 #: Of what ip says: a tower has a few dozen routes.
 _LIMIT_BYTES = 4 * 2**20
@@ -38,7 +37,7 @@ def with_attached(zones: Iterable[Zone], run: Run = run_command) -> tuple[Zone, 
     found = attached_networks(run)
     named = list(zones)
     others = sorted(found.keys() - {zone.interface for zone in named})
-    tunnels = [Zone(each, "vpn") for each in others if any(fnmatchcase(each, tunnel) for tunnel in TUNNELS)]
+    tunnels = [Zone(each, "vpn") for each in others if is_tunnel(each)]
     return tuple(
         replace(zone, networks=tuple(dict.fromkeys((*zone.networks, *found.get(zone.interface, ())))))
         for zone in (*named, *tunnels)

@@ -30,10 +30,29 @@ def explained(firewall: Firewall, counters: Mapping[str, Counter]) -> Iterator[E
         ("through", firewall.forward),
     ):
         for entry in entries:
-            counter = counters.get(entry.key, Counter())
             yield Explained(
-                direction, entry.verdict, _which(entry, direction), entry.words, entry.idle, counter
+                direction,
+                entry.verdict,
+                _which(entry, direction),
+                entry.words,
+                entry.idle,
+                counters.get(entry.key, Counter()),
             )
+
+
+def lines(firewall: Firewall, counters: Mapping[str, Counter]) -> Iterator[str]:
+    """For a terminal, two lines a rule: what it matches and has counted, and why it is there."""
+    direction = ""
+    for each in explained(firewall, counters):
+        if each.direction != direction:
+            direction = each.direction
+            yield _TITLES[direction]
+        counted = each.idle or f"{each.counter.packets:,} packets, {each.counter.size_bytes:,} bytes"
+        yield f"  {each.verdict:<6} {each.which or 'whatever it is'}: {counted}"
+        yield f"         {each.words}"
+
+
+_TITLES = {"in": "Into the tower:", "out": "Out of the tower:", "through": "Through the tower:"}
 
 
 def _which(entry: Entry, direction: str) -> str:

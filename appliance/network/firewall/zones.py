@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 
 AnyNetwork = IPv4Network | IPv6Network
@@ -41,7 +42,15 @@ class Zone:
             raise ValueError(f"{self.role!r} is no role, expected one of {', '.join(sorted(ROLES))}")
 
 
+def is_tunnel(interface: str) -> bool:
+    """Whether its name is one of a tunnel's."""
+    return any(fnmatchcase(interface, tunnel) for tunnel in TUNNELS)
+
+
 def interfaces(zones: Iterable[Zone], *roles: str) -> tuple[str, ...]:
     """Names of those that are for one of `roles`, each once, tunnels too."""
     found = [zone.interface for zone in zones if zone.role in roles]
-    return tuple(dict.fromkeys((*found, *(TUNNELS if "vpn" in roles else ()))))
+    if "vpn" in roles:
+        # A set of intervals refuses a name that another one stands for already.
+        found = [*(each for each in found if not is_tunnel(each)), *TUNNELS]
+    return tuple(dict.fromkeys(found))

@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -53,6 +53,9 @@ SIDES = {
 #: setsockopt(2), without regard to net.core.rmem_max.
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 64 * 2**20
+
+#: Flags of TCP's answer to who wants to connect (RFC 9293, section 3.1).
+_SYN_ACK = 0x12
 
 _OUTSIDE = {4: "203.0.113.9", 6: "2001:db8:9::9"}
 
@@ -157,8 +160,8 @@ def _quiet(net: Namespace) -> None:
 
 
 class Observer:
-    """Hears every packet of one protocol that reaches a namespace's own programs, whatever its port: a raw socket stands behind the
-    filter and needs nobody who listens."""
+    """Hears every packet of one protocol that reaches a namespace's own programs, whatever its port: a raw socket stands behind
+    the filter and needs nobody who listens."""
 
     def __init__(self, net: Namespace, version: int, protocol: int) -> None:
         self._version = version
@@ -173,7 +176,7 @@ class Observer:
 
     def heard(self, source: str) -> list[bytes]:
         """What has come from `source` since the last call, from its transport header on."""
-        packets = []
+        packets: list[bytes] = []
         while True:
             try:
                 packet, (address, *_) = self._socket.recvfrom(2048)
@@ -190,19 +193,21 @@ def swept(
     address: str,
     protocol: int,
     ports: Iterable[int],
+    *,
+    within_s: float = 30.0,
 ) -> set[int]:
     """Those of `ports` at which a real socket's connection or datagram arrives: nobody need listen there, and none is lost."""
     version = 6 if ":" in address else 4
     with _one_processor(), Observer(target, version, protocol) as observer:
         arrived: set[int] = set()
-        _sentinel(source, source_address, target, address)
-        for count, port in enumerate(ports):
-            with source.here():
+        _sentinel(source, source_address, target, address, within_s)
+        with source.here():
+            for count, port in enumerate(ports):
                 _send(version, protocol, (source_address, 0), (address, port))
-            if count % 256 == 0:
-                arrived |= _ports(protocol, observer.heard(source_address))
-        _sentinel(source, source_address, target, address)
-        return arrived | _ports(protocol, observer.heard(source_address))
+                if count % 256 == 0:
+                    arrived |= ports_of(observer.heard(source_address), protocol)
+        _sentinel(source, source_address, target, address, within_s)
+        return arrived | ports_of(observer.heard(source_address), protocol)
 
 
 def _send(version: int, protocol: int, source: tuple[str, int], target: tuple[str, int]) -> None:
@@ -213,24 +218,24 @@ def _send(version: int, protocol: int, source: tuple[str, int], target: tuple[st
         if protocol == TCP:
             sender.connect_ex(target)
         else:
-            try:
+            with suppress(OSError):
                 sender.sendto(b"?", target)
-            except OSError:
-                pass
 
 
-def _ports(protocol: int, packets: Iterable[bytes]) -> set[int]:
-    """Of TCP, only what begins a connection."""
+def ports_of(packets: Iterable[bytes], protocol: int = TCP) -> set[int]:
+    """To which they went; of TCP only those that are no answers."""
     return {
         int.from_bytes(packet[2:4], "big")
         for packet in packets
-        if protocol == UDP or packet[13] & 0x12 == 0x02
+        if protocol == UDP or packet[13] & _SYN_ACK != _SYN_ACK
     }
 
 
-def _sentinel(source: Namespace, source_address: str, target: Namespace, address: str) -> None:
-    """Returns when an ICMP error has arrived, which everybody lets through: everything sent before has arrived by then or never will, as
-    one processor handles packets in their order."""
+def _sentinel(
+    source: Namespace, source_address: str, target: Namespace, address: str, within_s: float
+) -> None:
+    """Returns when an ICMP error has arrived, which everybody lets through: everything sent before has arrived by then or never
+    will, as one processor handles packets in their order."""
     version = 6 if ":" in address else 4
     protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
     mark = os.urandom(8)
@@ -244,6 +249,7 @@ def _sentinel(source: Namespace, source_address: str, target: Namespace, address
         wait_for(
             f"an ICMP error from {source_address} reaches {address}",
             lambda: any(mark in packet for packet in observer.heard(source_address)),
+            within_s=within_s,
             look_s=0.001,
         )
 
