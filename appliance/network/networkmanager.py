@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -158,9 +159,20 @@ class NetworkManager:
             if raw is None:
                 continue  # deleted meanwhile
             found = _found(plain(raw), objects[path][_CONNECTION], active)
-            if found is not None:
-                profiles.append(found)
+            if found is None:
+                continue
+            if found.role and not SECRETS.keys().isdisjoint(raw):
+                found = dataclasses.replace(found, secrets=await self._own_secrets(path, raw))
+            profiles.append(found)
         return Current(tuple(profiles), tuple(_devices(objects)))
+
+    async def _own_secrets(self, path: str, sections: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Those that we may have given it."""
+        found = {}
+        for section in SECRETS.keys() & sections:
+            told = plain(await self._secrets_of(path, section))
+            found[section] = {key: str(told[key]) for key in SECRETS[section] if key in told}
+        return found
 
     async def _objects(self) -> Objects:
         (found,) = await self._call(OBJECTS, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
@@ -221,7 +233,13 @@ class NetworkManager:
                     entries.setdefault(key, value)
 
     async def _secrets_of(self, path: str, section: str) -> dict[str, Typed]:
-        (secrets,) = await self._call(path, _CONNECTION, "GetSecrets", "s", [section])
+        try:
+            (secrets,) = await self._call(path, _CONNECTION, "GetSecrets", "s", [section])
+        except NetworkManagerFailed as error:
+            # It has none, and nobody is there to be asked for it; or it is gone.
+            if error.name.endswith(".NoSecrets") or error.name in _NO_SUCH:
+                return {}
+            raise
         return dict(secrets.get(section, {}))
 
     async def save(self, uuid: str) -> None:

@@ -323,6 +323,8 @@ class Transaction:
             elif there.settings != profile.settings:
                 changes = ", ".join(differences(profile.settings, there.settings))
                 wrong.append(f"{profile.role}: NetworkManager understood something else ({changes})")
+            elif profile.brings_other_secrets_than(there):
+                wrong.append(f"{profile.role}: NetworkManager did not keep the password")
             elif profile.role not in self._later:
                 wrong += _wrong_on_device(profile, there, now.device(profile.interface))
         for activate in self._steps:
