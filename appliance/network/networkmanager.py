@@ -39,6 +39,7 @@ from .errors import (
     NetworkManagerFailed,
     NetworkManagerMissing,
 )
+from .kernel import mtu_limits
 from .profiles import OWNED, SECRETS, Current, Device, Found, Profile
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class NetworkManager:
             raise _failed("Version", error) from error
 
     async def current(self) -> Current:
-        """Its devices and profiles; of the firewall it knows nothing."""
+        """Its devices (what they take at most is the kernel's word) and profiles; of the firewall it knows nothing."""
         objects = await self._objects()
         paths = [path for path, interfaces in objects.items() if _CONNECTION in interfaces]
         answers = await asyncio.gather(*(self._settings_of(path) for path in paths))
@@ -608,6 +609,7 @@ def _role(raw: Mapping[str, Any], uuid: str) -> str:
 
 
 def _devices(objects: Objects) -> Iterator[Device]:
+    limits = mtu_limits()
     uuids = {each.path: each.uuid for each in _active(objects)}
     for path, name in _interfaces(objects):
         values = objects[path]
@@ -628,6 +630,7 @@ def _devices(objects: Objects) -> Iterator[Device]:
             carrier=_has_carrier(device),
             managed=bool(device.get("Managed", True)),
             mtu=int(device.get("Mtu", 0)),
+            mtu_limit=limits.get(name, 0),
             state=state,
             addresses=(*_addresses(ip4), *_addresses(ip6)),
             gateways=tuple(str(each["Gateway"]) for each in (ip4, ip6) if each.get("Gateway")),
