@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -38,6 +39,7 @@ from .errors import (
     NetworkManagerFailed,
     NetworkManagerMissing,
 )
+from .kernel import mtu_limits
 from .profiles import OWNED, SECRETS, Current, Device, Found, Profile
 
 log = logging.getLogger(__name__)
@@ -148,7 +150,7 @@ class NetworkManager:
             raise _failed("Version", error) from error
 
     async def current(self) -> Current:
-        """Its devices and profiles; of the firewall it knows nothing."""
+        """Its devices (what they take at most is the kernel's word) and profiles; of the firewall it knows nothing."""
         objects = await self._objects()
         paths = [path for path, interfaces in objects.items() if _CONNECTION in interfaces]
         answers = await asyncio.gather(*(self._settings_of(path) for path in paths))
@@ -158,9 +160,20 @@ class NetworkManager:
             if raw is None:
                 continue  # deleted meanwhile
             found = _found(plain(raw), objects[path][_CONNECTION], active)
-            if found is not None:
-                profiles.append(found)
+            if found is None:
+                continue
+            if found.role and not SECRETS.keys().isdisjoint(raw):
+                found = dataclasses.replace(found, secrets=await self._own_secrets(path, raw))
+            profiles.append(found)
         return Current(tuple(profiles), tuple(_devices(objects)))
+
+    async def _own_secrets(self, path: str, sections: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Those that we may have given it."""
+        found = {}
+        for section in SECRETS.keys() & sections:
+            told = plain(await self._secrets_of(path, section))
+            found[section] = {key: str(told[key]) for key in SECRETS[section] if key in told}
+        return found
 
     async def _objects(self) -> Objects:
         (found,) = await self._call(OBJECTS, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
@@ -221,7 +234,13 @@ class NetworkManager:
                     entries.setdefault(key, value)
 
     async def _secrets_of(self, path: str, section: str) -> dict[str, Typed]:
-        (secrets,) = await self._call(path, _CONNECTION, "GetSecrets", "s", [section])
+        try:
+            (secrets,) = await self._call(path, _CONNECTION, "GetSecrets", "s", [section])
+        except NetworkManagerFailed as error:
+            # It has none, and nobody is there to be asked for it; or it is gone.
+            if error.name.endswith(".NoSecrets") or error.name in _NO_SUCH:
+                return {}
+            raise
         return dict(secrets.get(section, {}))
 
     async def save(self, uuid: str) -> None:
@@ -590,6 +609,7 @@ def _role(raw: Mapping[str, Any], uuid: str) -> str:
 
 
 def _devices(objects: Objects) -> Iterator[Device]:
+    limits = mtu_limits()
     uuids = {each.path: each.uuid for each in _active(objects)}
     for path, name in _interfaces(objects):
         values = objects[path]
@@ -610,6 +630,7 @@ def _devices(objects: Objects) -> Iterator[Device]:
             carrier=_has_carrier(device),
             managed=bool(device.get("Managed", True)),
             mtu=int(device.get("Mtu", 0)),
+            mtu_limit=limits.get(name, 0),
             state=state,
             addresses=(*_addresses(ip4), *_addresses(ip6)),
             gateways=tuple(str(each["Gateway"]) for each in (ip4, ip6) if each.get("Gateway")),

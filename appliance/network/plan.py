@@ -93,7 +93,11 @@ def plan(desired: Desired, current: Current) -> tuple[Step, ...]:
 
 def _right(profile: Profile, there: Iterable[Found]) -> Found | None:
     """The one that is what `profile` wants, on the disk, too; an active one rather than another."""
-    fitting = [each for each in there if each.saved and each.settings == profile.settings]
+    fitting = [
+        each
+        for each in there
+        if each.saved and each.settings == profile.settings and not profile.brings_other_secrets_than(each)
+    ]
     return next((each for each in fitting if each.device), fitting[0] if fitting else None)
 
 
@@ -128,6 +132,8 @@ def described(steps: Iterable[Step], current: Current) -> list[str]:
                 later = "" if activate else " (when the hardware is there)"
                 lines.append(f"{verb} {profile.role} on {profile.interface}{later}")
                 lines += [f"    {line}" for line in differences(before, profile.settings)]
+                if old in ours and profile.brings_other_secrets_than(ours[old]):
+                    lines.append("    another password")
             case Activate(_, role, interface):
                 lines.append(f"activate {role} on {interface}")
             case Remove(uuid, role):

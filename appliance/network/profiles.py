@@ -78,7 +78,7 @@ OWNED: dict[str, dict[str, Value]] = {
     },
 }
 
-#: Secrets, which NetworkManager tells only who asks for them in particular. They are no part of what is compared.
+#: Secrets, which NetworkManager tells only who asks for them in particular.
 SECRETS: dict[str, tuple[str, ...]] = {
     "802-11-wireless-security": ("psk",),
     "802-1x": ("password", "private-key-password"),
@@ -114,6 +114,14 @@ class Profile:
     #: By section and key, as in SECRETS. Without the one that it needs, the profile that it replaces gives its own.
     secrets: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
+    def brings_other_secrets_than(self, found: Found) -> bool:
+        """Whether one that it brings is not the one that is there."""
+        return any(
+            found.secrets.get(section, {}).get(key) != value
+            for section, values in self.secrets.items()
+            for key, value in values.items()
+        )
+
     @property
     def kind(self) -> str:
         """NetworkManager's `connection.type`."""
@@ -134,6 +142,8 @@ class Found:
     saved: bool = True
     device: str = ""
     activated: bool = False
+    #: Of ours: as in SECRETS.
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

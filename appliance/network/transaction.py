@@ -124,6 +124,7 @@ class Transaction:
             raise Unfinished("another change of the network has not ended: it must be recovered first")
         try:
             before = await self._manager.current()
+            self._check(before)
             record = self._recorded(before, await self._firewall.current())
         except NetworkError as error:
             raise ApplyFailed(f"nothing was changed: {error}") from error
@@ -144,6 +145,18 @@ class Transaction:
         return Applied(self._later)
 
     # --- there --------------------------------------------------------------------------------------------------------
+
+    def _check(self, before: Current) -> None:
+        """What the hardware cannot do is not tried. ApplyFailed."""
+        for step in self._steps:
+            if not isinstance(step, Make):
+                continue
+            mtu, device = _mtu(step.profile), before.device(step.profile.interface)
+            if device is not None and device.mtu_limit and mtu > device.mtu_limit:
+                raise ApplyFailed(
+                    f"{step.profile.role}: expected an MTU of at most {device.mtu_limit}, which is what "
+                    f"{device.name} takes, found {mtu}"
+                )
 
     def _recorded(self, before: Current, firewall: str) -> Record:
         made = []
@@ -323,6 +336,8 @@ class Transaction:
             elif there.settings != profile.settings:
                 changes = ", ".join(differences(profile.settings, there.settings))
                 wrong.append(f"{profile.role}: NetworkManager understood something else ({changes})")
+            elif profile.brings_other_secrets_than(there):
+                wrong.append(f"{profile.role}: NetworkManager did not keep the password")
             elif profile.role not in self._later:
                 wrong += _wrong_on_device(profile, there, now.device(profile.interface))
         for activate in self._steps:
@@ -566,11 +581,15 @@ def _wrong_on_device(profile: Profile, found: Found, device: Device | None) -> l
         if gateway and not wanted.get("route-table") and ip_address(gateway) not in gateways:
             has = ", ".join(device.gateways) or "none"
             wrong.append(f"{role}: expected the gateway {gateway}, found {has}")
-    for section in ("802-3-ethernet", "802-11-wireless"):
-        mtu = profile.settings.get(section, {}).get("mtu")
-        if mtu and (has_mtu := mtu_of(profile.interface)) != mtu:
-            wrong.append(f"{role}: expected an MTU of {mtu} on {profile.interface}, found {has_mtu}")
+    if (mtu := _mtu(profile)) and (has_mtu := mtu_of(profile.interface)) != mtu:
+        wrong.append(f"{role}: expected an MTU of {mtu} on {profile.interface}, found {has_mtu}")
     return wrong
+
+
+def _mtu(profile: Profile) -> int:
+    """0: as the device likes."""
+    sections = (profile.settings.get(name, {}) for name in ("802-3-ethernet", "802-11-wireless"))
+    return next((mtu for section in sections if isinstance(mtu := section.get("mtu"), int)), 0)
 
 
 def _texts(value: object) -> list[str]:

@@ -21,7 +21,8 @@ from appliance.network.errors import (
 )
 from appliance.network.hardware import Binding
 from appliance.network.networkmanager import NetworkManager
-from appliance.network.profiles import Device, Found, Profile
+from appliance.network.plan import described, plan
+from appliance.network.profiles import Current, Desired, Device, Found, Profile
 from appliance.system_bus import Bus
 from tests.waiting import ask_until
 
@@ -180,6 +181,17 @@ async def test_a_successor_keeps_the_secret(world: World, manager: NetworkManage
     assert "psk=another one" in files[third]
     assert "psk" not in files[fourth].replace("key-mgmt=wpa-psk", ""), "a network gets another's password"
     assert "horse" not in repr(await manager.current())
+    profile, found = _wifi(password="correct horse"), await _found(manager, second)
+    assert not profile.brings_other_secrets_than(found)
+    assert profile.brings_other_secrets_than(await _found(manager, third))
+    await manager.save(second)
+    current = Current(((await _found(manager, second)),))
+    assert plan(Desired((profile,)), current) == plan(Desired((_wifi(),)), current) == ()
+    changed = Desired((_wifi(password="a new one"),))
+    assert described(plan(changed, current), current) == [
+        "change wifi on wlan9 (when the hardware is there)",
+        "    another password",
+    ]
 
 
 async def test_a_copy_is_its_owners(world: World, manager: NetworkManager) -> None:

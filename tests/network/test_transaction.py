@@ -33,6 +33,9 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 
+#: Its IPv6 address is the switch's, which says so.
+DUPLICATE = ethernet(1, "10.71.0.3/24", role="wifi", ipv6="fd00:1::1/64")
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -128,20 +131,27 @@ async def test_nobody_answers_to_dhcp(world: World, monkeypatch: pytest.MonkeyPa
         ),
         (
             Desired((*NEW.profiles, ethernet(1, "10.71.0.3/24", role="wifi", mtu=70_000)), OTHER_FIREWALL),
-            "expected an MTU of 70000 on reef1, found 1500",
+            "nothing was changed: wifi: expected an MTU of at most 65535, which is what reef1 takes, found 70000",
+        ),
+        (
+            Desired((*NEW.profiles, DUPLICATE), OTHER_FIREWALL),
+            "wifi: expected the address fd00:1::1/64 on reef1, found 10.71.0.3/24",
         ),
     ],
-    ids=["firewall", "settings", "mtu"],
+    ids=["firewall", "settings", "mtu", "address"],
 )
 async def test_a_failure_leaves_everything_as_it_was(
     world: World, monkeypatch: pytest.MonkeyPatch, desired: Desired, why: str
 ) -> None:
-    monkeypatch.setattr("appliance.network.transaction.VERIFY_S", 1.0)
+    monkeypatch.setattr("appliance.network.transaction.VERIFY_S", 4.0)
     await change(OLD, world.folder)
     before = world.snapshot()
-    with pytest.raises(ApplyFailed, match=f"(?s){why}.*Everything is as it was before") as caught:
+    with pytest.raises(ApplyFailed, match=f"(?s){why}") as caught:
         await change(desired, world.folder)
     assert not isinstance(caught.value, Unfinished)
+    assert str(caught.value).startswith("nothing was changed") or "Everything is as it was before" in str(
+        caught.value
+    )
     await _until_same(world, before)
     assert not (world.folder / "record").exists()
 
@@ -153,8 +163,8 @@ async def test_a_failure_gives_the_owners_profile_back(world: World, monkeypatch
                 "ipv4.method", "manual", "ipv4.addresses", "10.70.0.9/24", "ipv6.method", "disabled")  # fmt: skip
     await wait_until("it is active", lambda: world.addresses("reef0") == {"10.70.0.9/24"})
     before = world.snapshot()
-    with pytest.raises(ApplyFailed, match="expected an MTU"):
-        await change(Desired((ethernet(0, "10.70.0.2/24", mtu=70_000),), FIREWALL), world.folder)
+    with pytest.raises(ApplyFailed, match="expected the address fd00::1/64"):
+        await change(Desired((ethernet(0, "10.70.0.2/24", ipv6="fd00::1/64"),), FIREWALL), world.folder)
     await _until_same(world, before)
 
 
@@ -286,6 +296,33 @@ def test_networkmanager_killed_at_every_step(wait: bool) -> None:
                 old = world.snapshot()
             else:
                 assert _settled(world, old) == old, steps[number - 1]
+
+
+@pytest.mark.parametrize(
+    "at", ["remember how", "make primary", "activate primary", "save primary", "write that it is"]
+)
+async def test_networkmanager_stands_still(world: World, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """It answers nobody for longer than anybody waits; when it does again, it also does what it was asked last."""
+    monkeypatch.setattr("appliance.network.transaction.RETURN_S", 1.0)
+    await change(OLD, world.folder)
+    old = world.snapshot()
+
+    def observe(step: str) -> None:
+        if step.startswith(at):
+            world.signal_nm(signal.SIGSTOP)
+
+    async with Bus(timeout_s=1.0) as bus:
+        manager, firewall = NetworkManager(bus), NftTable(world.folder)
+        steps = plan(NEW, await read(manager, firewall))
+        transaction = Transaction(manager, firewall, world.folder / "record", steps, observer=observe)
+        with pytest.raises(Unfinished, match=r"did not answer in 1 s|has not been there for 1 s"):
+            await transaction.run()
+    world.signal_nm(signal.SIGCONT)
+    assert "change of the network" in await _recover(world)
+    if at == "write that it is":
+        await asyncio.to_thread(_is_new, world)
+    else:
+        await _until_same(world, old)
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------
