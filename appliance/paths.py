@@ -54,6 +54,11 @@ class Paths:
         return self.supervisor / "control.sock"
 
     @property
+    def doctor_socket(self) -> Path:
+        """Where systemd starts the doctor of the network for who connects."""
+        return self.run / "doctor.sock"
+
+    @property
     def workers(self) -> Path:
         """One folder a worker: its socket and its engine's own."""
         return self.run / "workers"
@@ -108,6 +113,16 @@ class Paths:
     def users(self) -> Path:
         """Who may log in on a serial line."""
         return self.state / "supervisor/users.json"
+
+    @property
+    def network_state(self) -> Path:
+        """What was in effect before, and what is being changed."""
+        return self.state / "supervisor/network"
+
+    @property
+    def firewall_record(self) -> Path:
+        """Which rules were loaded last; the kernel forgets them when we do."""
+        return self.supervisor / "firewall.json"
 
     @property
     def tpu_quarantine(self) -> Path:

@@ -60,6 +60,15 @@ def age_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process, 0 when it is gone or out of sight (ProtectProc=). proc(5), statm."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def available_cores() -> int:
     """Cores that this process may use: of the machine, or of the set that it was bound to. sched_getaffinity(2)."""
     return len(os.sched_getaffinity(0))

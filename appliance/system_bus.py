@@ -221,7 +221,7 @@ class Bus:
 
     @contextlib.asynccontextmanager
     async def watching_owner(self, name: str, changed: Callable[[bool], None]) -> AsyncIterator[None]:
-        """As long as the context lasts, `changed` hears when `name` appears (True), goes or passes to another (False, then True)."""
+        """As long as the context lasts, `changed` hears when `name` appears (True) and goes (False)."""
 
         def heard(signal: Signal) -> None:
             _, old, new = signal.body

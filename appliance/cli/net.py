@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from appliance.client.network import network_parts, revisions_part
 from appliance.config.errors import ConfigError
 from appliance.config.source import FILE_LIMIT_BYTES, read_source
+from appliance.network.doctor.visit import roles_of
 from appliance.wire.messages import (
     FirewallLook,
     FirewallState,
@@ -28,6 +29,7 @@ from appliance.wire.messages import (
     NetworkState,
 )
 
+from . import net_doctor, net_stats
 from .ask import REQUEST_ID, ask, order
 from .exit_status import ExitStatus, Failed
 from .place import add_place_options, paths_of
@@ -111,6 +113,12 @@ def add_parser(commands: Any) -> None:
     firewall = action(
         "firewall", run_firewall, "explain the firewall", "Says each rule in words, with what it has counted."
     )
+    statistics = action("stats", net_stats.main, "show the traffic, live", net_stats.DESCRIPTION)
+    net_stats.add_arguments(statistics)
+    examining = action("doctor", run_doctor, "find out what is wrong", net_doctor.DESCRIPTION)
+    examining.epilog = net_doctor.COMMANDS
+    examining.formatter_class = argparse.RawDescriptionHelpFormatter
+    net_doctor.add_arguments(examining)
     for each in (showing, comparing, applying, going_back, history, confirming, cancelling, firewall):
         add_place_options(each)
 
@@ -173,6 +181,14 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 def run_firewall(arguments: argparse.Namespace) -> int:
     show(_asked(arguments, FirewallLook(request_id=REQUEST_ID), FirewallState).lines)
     return ExitStatus.OK
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    try:
+        state = _asked(arguments, NetworkLook(request_id=REQUEST_ID), NetworkState)
+    except Failed:  # it is called when something does not work
+        return net_doctor.main(arguments)
+    return net_doctor.main(arguments, roles_of(state))
 
 
 def _asked(arguments: argparse.Namespace, message: Message, answer: type[T]) -> T:

@@ -25,3 +25,13 @@ def duration(seconds: float) -> str:
     if hours < 24:
         return f"{hours} h {minutes % 60} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def bit_rate(bytes_per_s: float) -> str:
+    """A rate as links are sold: bits a second, in a unit that fits."""
+    value = bytes_per_s * 8
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if value < 1000:
+            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.3g} Gbit/s"

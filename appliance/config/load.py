@@ -62,6 +62,16 @@ def load_network(path: Path, *, variables: Variables | None = None, apply: bool 
     return _load(_NETWORK, path, variables, apply=apply)
 
 
+def interpret_network(
+    text: str, *, name: str = "network.yaml", variables: Variables | None = None, apply: bool = False
+) -> Loaded[Network]:
+    """The same of a text that is in no file yet; messages call it `name`. Raises ConfigError."""
+    loaded = _interpret(_NETWORK, Path(name), text, variables)
+    if apply:
+        require_expanded(loaded)
+    return loaded
+
+
 def load(paths: Paths, *, variables: Variables | None = None, apply: bool = False) -> Settings:
     """Both files. Raises ConfigError with the problems of both."""
     problems: list[Problem] = []

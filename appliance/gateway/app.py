@@ -28,7 +28,7 @@ from appliance.storage.database import Database
 from appliance.telemetry.network_counters import NetworkCounters
 from appliance.wire.messages import Sampling
 
-from . import embeddings, network_statistics, rest, websocket
+from . import embeddings, network_doctor, network_statistics, rest, websocket
 from .auth import Authentication
 from .generator import LeasedGenerator
 from .links import SupervisorLink, WorkerLinks
@@ -82,6 +82,7 @@ def create_app(
                 )
                 app.state.update(
                     {
+                        "paths": paths,
                         "api_keys": ApiKeys(database),
                         "session_tokens": tokens,
                         "store_thread": thread,
@@ -128,6 +129,7 @@ def create_app(
             *rest.ROUTES,
             embeddings.embeddings,
             network_statistics.network_stats,
+            network_doctor.network_doctor,
             websocket.chat_socket,
         ],
         middleware=[DefineMiddleware(Authentication)],

@@ -70,6 +70,7 @@ ERRORS: dict[tuple[str, str], tuple[int, ...]] = {
     ("get", "/api/v1/system/tpus"): (403, 503),
     ("get", "/api/v1/system/tpus/{tpu_id}"): (400, 403, 404, 503),
     ("get", "/api/v1/system/network/stats"): (403,),
+    ("post", "/api/v1/system/network/doctor"): (400, 403, 413, 503),
     ("get", "/health"): (),
 }
 

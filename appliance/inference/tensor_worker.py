@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from setproctitle import setproctitle
 
+from appliance.process import resident_bytes
 from appliance.telemetry.log import set_up_logging
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Connection, Decoder, encode
@@ -127,6 +128,7 @@ class TensorWorker:
                     steps=self._engine.steps,
                     step_s=0.0,
                     streams=len(self._requests),
+                    rss_bytes=resident_bytes(os.getpid()),
                     stuck=stuck,
                     stuck_s=stuck_s,
                 )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from appliance.process import resident_bytes
 from appliance.telemetry.log import set_up_logging
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Connection, encode
@@ -149,6 +150,7 @@ class Worker:
                 steps=self._engine.steps,
                 step_s=max(self._engine.step_s, self._engine.pace_s),
                 streams=len(self._streams),
+                rss_bytes=resident_bytes(os.getpid()),
             )
             # A supervisor that is stopped hears the next one; one that is gone, or listens no more, is about to end us.
             with contextlib.suppress(BlockingIOError, ConnectionError):

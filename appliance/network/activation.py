@@ -1,4 +1,4 @@
-"""Why a profile did not become active, in words. The numbers are NetworkManager's: NMDeviceStateReason, NMActiveConnectionState."""
+"""Why a profile did not become active, in words. The numbers are NetworkManager's: NMDeviceStateReason and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile's settings, from `profiles.py`'s plain values to what goes over D-Bus, an a{sa{sv}} (nm-settings-dbus(5)), and back."""
+"""A profile's settings: from `profiles.py`'s plain values to what goes over D-Bus (nm-settings-dbus(5)), and back."""
 
 from __future__ import annotations
 
@@ -227,7 +227,10 @@ def _host(text: str, family: int) -> str:
 
 def _address(text: str, family: int) -> dict[str, Typed]:
     found = ip_interface(text)
-    return {"address": Typed("s", _host(str(found.ip), family)), "prefix": Typed("u", found.network.prefixlen)}
+    return {
+        "address": Typed("s", _host(str(found.ip), family)),
+        "prefix": Typed("u", found.network.prefixlen),
+    }
 
 
 def _address_text(value: Any) -> str:

@@ -5,6 +5,9 @@ NetworkError
 ├── StepFailed      a step of the USB gadget; everything before it was undone
 ├── CommandFailed   ip or nft said no, or is not there
 ├── NoSuchRevision  the history does not go back so far
+├── Unmanaged       there is no network.yaml, so that nothing is touched
+├── Busy            one change at a time
+├── NothingToConfirm
 ├── BadSettings     a profile's settings are not what they should be, theirs or ours
 ├── NetworkManagerFailed       it said no, or did not answer
 │   └── NetworkManagerMissing  there is nobody to ask
@@ -42,6 +45,18 @@ class NoSuchRevision(NetworkError):
     pass
 
 
+class Unmanaged(NetworkError):
+    pass
+
+
+class Busy(NetworkError):
+    pass
+
+
+class NothingToConfirm(NetworkError):
+    pass
+
+
 class BadSettings(NetworkError):
     pass
 
@@ -63,7 +78,7 @@ class Failure(StrEnum):
 
     NO_ADDRESS = "no address"
     NO_CARRIER = "no carrier"
-    WRONG_PASSWORD = "wrong password"
+    WRONG_PASSWORD = "wrong password"  # noqa: S105
     NOT_FOUND = "Wi-Fi network not found"
     NO_DEVICE = "no device"
     OTHER = "other"

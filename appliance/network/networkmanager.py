@@ -1,7 +1,7 @@
 """NetworkManager, over D-Bus: what there is, and each thing that can be asked of it. Decides nothing.
 
-A profile is ours when its `user` setting says which role it has and which uuid: a copy that somebody makes of it has another uuid,
-and is theirs.
+A profile is ours when its `user` setting says which role it has and which uuid: a copy that somebody makes of it has another
+uuid, and is theirs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,16 @@ ROLE_KEY = "org.coral-reef.role"
 UUID_KEY = "org.coral-reef.uuid"
 
 #: NMDeviceType, those that a tower may have.
-KINDS = {1: "ethernet", 2: "wifi", 10: "bond", 11: "vlan", 13: "bridge", 20: "veth", 22: "dummy", 32: "loopback"}
+KINDS = {
+    1: "ethernet",
+    2: "wifi",
+    10: "bond",
+    11: "vlan",
+    13: "bridge",
+    20: "veth",
+    22: "dummy",
+    32: "loopback",
+}
 
 _ADD_IN_MEMORY, _ADD_BLOCK_AUTOCONNECT = 0x2, 0x20
 _UPDATE_TO_DISK = 0x1
@@ -72,7 +81,8 @@ ACTIVATION_S = 75.0
 DEACTIVATION_S = 20.0
 
 _NOBODY = frozenset(
-    f"org.freedesktop.DBus.Error.{name}" for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected")
+    f"org.freedesktop.DBus.Error.{name}"
+    for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected")
 )
 _NO_SUCH = frozenset(
     {
@@ -98,7 +108,7 @@ class Checkpoint:
 
 
 class NetworkManager:
-    """Each method raises NetworkManagerMissing when nobody answers to the name, NetworkManagerFailed when it says no or nothing."""
+    """Methods raise NetworkManagerMissing when nobody answers to the name, NetworkManagerFailed when it says no or nothing."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -150,9 +160,9 @@ class NetworkManager:
 
     # --- profiles -----------------------------------------------------------------------------------------------------
 
-    async def add(self, profile: Profile, uuid: str, old: str = "") -> None:
-        """Makes a profile of ours, in memory alone, that becomes active when it is told to and not before. What is not ours in
-        `old`, and the secrets that `profile` does not bring, are taken over from it. BadSettings."""
+    async def add(self, profile: Profile, uuid: str, old: str = "", *, by_itself: bool = False) -> None:
+        """Makes a profile of ours, in memory alone, that becomes active when it is told to; `by_itself`: or when its device can.
+        What is not ours in `old`, and the secrets that `profile` does not bring, are taken over from it. BadSettings."""
         settings = encode(profile.settings)
         settings.setdefault(profile.kind, {})
         if old:
@@ -165,7 +175,7 @@ class NetworkManager:
         settings["connection"]["uuid"] = Typed("s", uuid)
         # Else another uuid would mean other IPv6 addresses.
         settings["connection"].setdefault("stable-id", Typed("s", f"coral-reef-{profile.role}"))
-        flags = _ADD_IN_MEMORY | _ADD_BLOCK_AUTOCONNECT
+        flags = _ADD_IN_MEMORY | (0 if by_itself else _ADD_BLOCK_AUTOCONNECT)
         await self._call(
             SETTINGS, f"{NAME}.Settings", "AddConnection2", "a{sa{sv}}ua{sv}", [settings, flags, {}]
         )
@@ -282,7 +292,9 @@ class NetworkManager:
                 raw = await self._settings_of(await self._path_of(activation.uuid) or "/")
                 name = plain(raw or {}).get("connection", {}).get("id", activation.uuid)
                 ended = Ended(
-                    activation.device_reason, activation.connection_reason, await self._has_sae(activation, raw)
+                    activation.device_reason,
+                    activation.connection_reason,
+                    await self._has_sae(activation, raw),
                 )
                 raise failure(name, activation.interface, ended)
             await activation.happened.wait()
@@ -331,7 +343,7 @@ class NetworkManager:
         return True
 
     async def deactivate(self, uuid: str, *, within_s: float = DEACTIVATION_S) -> bool:
-        """Returns when it is not active any more; False when it was not. Its device stays without, until somebody activates one."""
+        """Returns when it is not active any more; False when it was not. Its device then stays without."""
         running = next((each for each in _active(await self._objects()) if each.uuid == uuid), None)
         if running is None:
             return False
@@ -480,7 +492,8 @@ def _failed(member: str, error: BusError) -> NetworkManagerFailed:
         return NetworkManagerMissing(f"NetworkManager is not there: {error}", error.name)
     if error.name in ("org.freedesktop.DBus.Error.AccessDenied", f"{NAME}.PermissionDenied"):
         return NetworkManagerFailed(
-            f"NetworkManager does not let us do it ({member}: {error}): are the polkit rules installed?", error.name
+            f"NetworkManager does not let us do it ({member}: {error}): are the polkit rules installed?",
+            error.name,
         )
     return NetworkManagerFailed(f"NetworkManager: {member}: {error}", error.name)
 
@@ -513,7 +526,7 @@ def _active(objects: Objects) -> Iterator[_Running]:
 
 
 def _found(raw: Any, properties: Mapping[str, Any], active: Mapping[str, _Running]) -> Found | None:
-    """A profile. One whose settings cannot be read is there all the same, with none; without a uuid there is nothing to speak of."""
+    """A profile. One whose settings cannot be read is there all the same, with none; without a uuid it is not spoken of."""
     try:
         connection = section_of(raw, "connection") or {}
         uuid, name = text_of(connection.get("uuid")), text_of(connection.get("id", ""))

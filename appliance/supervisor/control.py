@@ -51,6 +51,7 @@ from appliance.wire.messages import (
 
 from .errors import RequestFailed, SubsystemDead
 from .logins import ACCOUNT_MESSAGES, Logins, Session
+from .network import NETWORK_MESSAGES, NetworkDesk
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +153,14 @@ class ControlSocket:
         socket_of: Callable[[str], tuple[str, str]],
         orders: Orders,
         logins: Logins,
+        network: NetworkDesk,
         why_none_is_ready: Callable[[], str],
         queue_timeout_s: float,
     ) -> None:
         self._path, self._leases, self._status, self._socket_of = path, leases, status, socket_of
         self._traffic, self._invocations, self._draining = traffic, invocations, False
         self._orders, self._logins, self._why_none_is_ready = orders, logins, why_none_is_ready
+        self._network = network
         self.queue_timeout_s = queue_timeout_s
         self._subscribers: dict[Connection[Message], Subscriber] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -287,6 +290,9 @@ class ControlSocket:
     def _handle(self, peer: Connection[Message], session: Session, message: Message) -> None:
         if isinstance(message, ACCOUNT_MESSAGES):
             self._carry_out(peer, message.request_id, self._logins.answer(session, message))
+            return
+        if isinstance(message, NETWORK_MESSAGES):
+            self._carry_out(peer, message.request_id, self._network.answer(session, message))
             return
         match message:
             case LeaseRequest(request_id=request_id, session_id=session_id, model=model, adapter=adapter):

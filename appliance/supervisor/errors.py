@@ -13,6 +13,7 @@ SupervisorError
     ├── WrongLogin, TooSoon, Busy   a login, and when the next one is heard
     ├── NoUsers, NotUsb the first user is still to be made, and only on a USB line
     ├── UnknownToken
+    ├── NetworkRefused  a change of the network failed, or cannot be now; everything is as it was
     └── PowerUnavailable  systemd did not take the order to restart or switch off
 """
 
@@ -126,6 +127,17 @@ class UnknownToken(RequestFailed):
 
     def __init__(self) -> None:
         super().__init__("no session has this token (any more)")
+
+
+class NetworkRefused(RequestFailed):
+    """`busy`: another change waits for its confirmation."""
+
+    code = "network_failed"
+
+    def __init__(self, message: str, *, busy: bool = False) -> None:
+        super().__init__(message)
+        if busy:
+            self.code = "busy"
 
 
 class PowerUnavailable(RequestFailed):

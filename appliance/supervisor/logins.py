@@ -117,6 +117,16 @@ class Session:
             return self.user is not None and self.user.role is Role.ADMIN
         return self.standing is not Standing.GATEWAY
 
+    @property
+    def name(self) -> str:
+        """Who it is, for people who read a history: the one who logged in, else the machine's user."""
+        if self.user is not None:
+            return self.user.name
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"user {self.uid}"
+
     def require_admin(self) -> None:
         """Denied unless it may do what administrators may."""
         if not self.administers:

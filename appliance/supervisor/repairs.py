@@ -23,12 +23,19 @@ class Kind(StrEnum):
 
     CONFIGURATION_REFUSED = "configuration_refused"
     CONFIGURATION_WARNING = "configuration_warning"
+    FIREWALL_OFF = "firewall_off"
     MODE_NOT_IN_EFFECT = "mode_not_in_effect"
     MODEL_UNUSABLE = "model_unusable"
     ADAPTER_UNUSABLE = "adapter_unusable"
     MODEL_ASTRAY = "model_astray"
     MODELS_NOT_COMPILED = "models_not_compiled"
     SMALL_MODEL_UNUSABLE = "small_model_unusable"
+    NETWORK_DRIFT = "network_drift"
+    NETWORK_MANAGER_MISSING = "network_manager_missing"
+    NETWORK_NOT_APPLIED = "network_not_applied"
+    NETWORK_UNFINISHED = "network_unfinished"
+    PORT_GUESSED = "port_guessed"
+    PORT_MISSING = "port_missing"
     TPU_LIBRARY = "tpu_library"
     TPU_BOOT_LOADER = "tpu_boot_loader"
     TPU_DRIVER = "tpu_driver"
@@ -64,6 +71,38 @@ SORTS: dict[Kind, Sort] = {
     ),
     Kind.CONFIGURATION_WARNING: Sort(
         Severity.WARNING, "Correct the line, then 'coral-reef reload'.", "reads the configuration again"
+    ),
+    Kind.FIREWALL_OFF: Sort(
+        Severity.WARNING,
+        "Set 'firewall.enabled: true' in network.yaml, then 'coral-reef net apply'. What the firewall would let through, "
+        "'coral-reef net firewall' tells.",
+    ),
+    Kind.NETWORK_DRIFT: Sort(
+        Severity.WARNING,
+        "Somebody changed the network behind the appliance's back. 'coral-reef net apply' makes it as network.yaml says; to keep "
+        "the change, write it there. 'drift: repair' in network.yaml does so by itself.",
+    ),
+    Kind.NETWORK_MANAGER_MISSING: Sort(
+        Severity.ERROR,
+        "Look at 'systemctl status NetworkManager'. Until it runs, ports stay as they are, and the USB port is the way in.",
+    ),
+    Kind.NETWORK_NOT_APPLIED: Sort(
+        Severity.ERROR,
+        "Correct network.yaml ('coral-reef net diff' shows what it would change), then 'coral-reef net apply'. Until then the "
+        "network is as it was.",
+    ),
+    Kind.NETWORK_UNFINISHED: Sort(
+        Severity.ERROR,
+        "It is tried again by itself. If it stays, restart NetworkManager ('systemctl restart NetworkManager').",
+    ),
+    Kind.PORT_GUESSED: Sort(
+        Severity.WARNING,
+        "Say in network.yaml which hardware the port is, then 'coral-reef net apply'.",
+    ),
+    Kind.PORT_MISSING: Sort(
+        Severity.WARNING,
+        "Plug it in, or correct 'match' in network.yaml ('coral-reef net show' lists what there is). The rest of the network "
+        "goes on without it.",
     ),
     Kind.MODE_NOT_IN_EFFECT: Sort(
         Severity.WARNING, "Set 'mode: local' in network.yaml, or wait for a release that has the mode."

@@ -21,8 +21,9 @@ from appliance.files import FileLock, LockHeld
 from appliance.identity.errors import UsersUnreadable
 from appliance.inference import models
 from appliance.inference.errors import InferenceError
+from appliance.network.keeper import Keeper
 from appliance.paths import Paths
-from appliance.process import age_s
+from appliance.process import age_s, resident_bytes
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.scheduling.placement import PLACEMENTS
@@ -50,6 +51,7 @@ from .control import ControlSocket
 from .errors import AlreadyRunning, NoSuchWorker, ReloadRefused, SubsystemDead
 from .forkserver import WORKER_USER, Forkserver
 from .logins import Logins
+from .network import NetworkDesk, tell_repairs
 from .notify import Notify, extend_timeout, feed_watchdog
 from .power import machine, not_ours
 from .repairs import Kind, Repairs
@@ -57,7 +59,7 @@ from .tensor_workers import TensorWorkers
 from .text_model import TextModel
 from .tpus import Tpus
 from .usb import Usb
-from .workers import WorkerKeeper, resident_bytes
+from .workers import WorkerKeeper
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,17 @@ class Supervisor:
             ended=lambda: self._control.publish(Topic.SYSTEM, SystemChanged(event="session_ended")),
         )
         self._usb = Usb(paths.usb_link, self._repairs)
+        # On a machine that is not the appliance's own, its network is not ours to change.
+        self._network = (
+            Keeper(
+                paths.network_yaml,
+                paths.network_state,
+                paths.firewall_record,
+                lambda troubles: tell_repairs(self._repairs, troubles),
+            )
+            if paths == Paths.system()
+            else None
+        )
         self._interfaces = Interfaces()
         self._control = ControlSocket(
             paths.control_socket,
@@ -126,6 +139,9 @@ class Supervisor:
             socket_of=self._socket_of,
             orders=self,
             logins=self._logins,
+            network=NetworkDesk(
+                self._network, mode=lambda: str(self._settings.network.mode), usb=self._usb.link
+            ),
             why_none_is_ready=self._why_none_is_ready,
             queue_timeout_s=appliance.scheduler.queue_timeout_s,
         )
@@ -150,6 +166,8 @@ class Supervisor:
         usb.add_done_callback(self._keeper_ended)
         traffic = asyncio.create_task(self._watch_traffic(), name="traffic")
         traffic.add_done_callback(self._keeper_ended)
+        network = asyncio.create_task(self._keep_network(), name="network")
+        network.add_done_callback(self._keeper_ended)
         watchdog = asyncio.create_task(feed_watchdog(self._notify, self._prove), name="watchdog")
         self._notify.ready(self._summary())
         log.info("ready in %.2f s; mode %s", age_s(), self._settings.network.mode)
@@ -165,7 +183,7 @@ class Supervisor:
             await self._drained()
             await self._text.close()
             await self._tensors.close()
-            ending = (*self._tasks.values(), devices, usb, traffic, watchdog)
+            ending = (*self._tasks.values(), devices, usb, traffic, network, watchdog)
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -174,6 +192,10 @@ class Supervisor:
             self._logins.close()
             extending.cancel()
             log.info("stopped")
+
+    async def _keep_network(self) -> None:
+        if self._network is not None:
+            await self._network.run()
 
     async def _watch_traffic(self) -> None:
         while True:

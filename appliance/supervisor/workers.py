@@ -14,10 +14,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Protocol
 
 from appliance.inference.errors import InferenceError
+from appliance.process import resident_bytes
 from appliance.wire.errors import FrameError
 from appliance.wire.frames import Decoder, encode
 from appliance.wire.messages import (
@@ -103,15 +103,6 @@ class WorkerEvents(Protocol):
     def tpu_report(self, worker: str, report: TpuReport) -> None: ...
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident set of a process, 0 when it is gone. proc(5), statm."""
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
-    except (OSError, IndexError):
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
 class WorkerKeeper:
     """Keeps one worker alive until `stop`."""
 
@@ -158,6 +149,7 @@ class WorkerKeeper:
         # Of the last two looks: it may have counted this worker's end some moments before we hear of it.
         self._machine_oom_kills: deque[int] = deque(maxlen=2)
         self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, clock(), clock()
+        self._told_bytes = 0
         self._exited: asyncio.Future[int] | None = None
         self._pipe: socket.socket | None = None
         #: Set when it has ended or wedged.
@@ -191,7 +183,7 @@ class WorkerKeeper:
             leases=leases,
             slots=self.spec.slots,
             restarts=self._restarts,
-            rss_bytes=resident_bytes(self._pid) if self._pid else 0,
+            rss_bytes=self._resident_bytes(),
             since_s=self._clock() - self._since,
             detail=self._detail,
             engine=self._engine,
@@ -350,6 +342,7 @@ class WorkerKeeper:
         self.context_tokens, self._engine, self.failure_code = ready.context_tokens, ready.engine, ""
         self.refused = ready.refused
         self._steps, self._step_s, self._stepped, self._heard = 0, 0.0, self._clock(), self._clock()
+        self._told_bytes = 0
         self._enter(WorkerState.READY, "")
         self._was_ready = True
         window = f", {self.spec.slots} slots of {ready.context_tokens} tokens" if ready.context_tokens else ""
@@ -385,7 +378,7 @@ class WorkerKeeper:
                 return ""
             self._hear(reports)
             self._machine_oom_kills.append(machine_oom_kills())
-            used, limit = resident_bytes(self._pid), self.memory_limit_bytes
+            used, limit = self._resident_bytes(), self.memory_limit_bytes
             problem = ""
             if self._wedged:
                 problem = f"an invoke did not return within {self.invoke_limit_s:g} s"
@@ -403,12 +396,17 @@ class WorkerKeeper:
         """Takes the worker's pulses: when did its engine last do something that it had to do?"""
         while not reports.empty():
             match reports.get_nowait():
-                case WorkerPulse(steps=steps, step_s=step_s, streams=streams):
+                case WorkerPulse(steps=steps, step_s=step_s, streams=streams, rss_bytes=rss_bytes):
+                    self._told_bytes = rss_bytes
                     if steps != self._steps or not streams:
                         self._stepped = self._clock()
                     self._steps, self._step_s, self._heard = steps, step_s, self._clock()
         if not self._events.leases_of(self.spec.name):
             self._stepped = self._clock()  # nothing to do is no stall
+
+    def _resident_bytes(self) -> int:
+        """As it is; where other users' processes are out of our sight, as the worker last said."""
+        return (resident_bytes(self._pid) or self._told_bytes) if self._pid else 0
 
     def _stall_limit_s(self) -> float:
         return max(STALL_FLOOR_S, STALL_STEPS * self._step_s)

@@ -494,6 +494,46 @@ class EventsLost(Message, frozen=True, kw_only=True):
 Event = WorkerChanged | RepairChanged | SystemChanged | TpuChanged
 
 
+# --- what the doctor of the network finds ---------------------------------------------------------------------------
+
+
+class Check(StrEnum):
+    """What the doctor of the network looks at, in this order: what stands further down needs what stands above."""
+
+    LINK = "link"
+    ADDRESS = "address"
+    GATEWAY = "gateway"
+    DNS = "dns"
+    TIME = "time"
+    MTU = "mtu"
+    PORTS = "ports"
+    CERTIFICATE = "certificate"
+    CLIENTS = "clients"
+    LATENCY = "latency"
+
+
+class Outcome(StrEnum):
+    """How it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What the doctor of the network found, in a sentence each. `subject` is an interface, a host or an address, or empty;
+    `symptom` is what was seen, also when all is well; `cause` and `remedy` are empty then. Of what was skipped, `symptom` says
+    why."""
+
+    check: Check
+    subject: str
+    outcome: Outcome
+    symptom: str
+    cause: str = ""
+    remedy: str = ""
+
+
 # --- control socket: the network --------------------------------------------------------------------------------------
 
 #: A text of network.yaml: as long as the file may be.
@@ -998,9 +1038,9 @@ class Exited(Message, frozen=True, kw_only=True):
 
 
 class WorkerReady(Message, frozen=True, kw_only=True):
-    """Through the worker's pipe: the model is loaded and the socket listens. The window is that of one slot; `step_s` is what
-    a step of `batch_tokens` takes at its end, 0 when it was not measured; `adapters` are the names of those that were loaded
-    with the model. `refused` says of adapters, or of a TPU worker's models, why they were left out."""
+    """Through the worker's pipe, every two seconds or sooner: a count of the engine's steps that grows as long as it works, how
+    long a step takes, the streams under way, and its resident set. `stuck_s` is how long the oldest invocation of a model has not
+    returned, on the TPU `stuck`."""
 
     context_tokens: int
     load_s: float
@@ -1013,12 +1053,13 @@ class WorkerReady(Message, frozen=True, kw_only=True):
 
 class WorkerPulse(Message, frozen=True, kw_only=True):
     """Through the worker's pipe, every two seconds or sooner: a count of the engine's steps that grows as long as it works, how
-    long a step takes, and the streams under way. `stuck_s` is how long the oldest invocation of a model has not returned, on the
-    TPU `stuck`."""
+    long a step takes, the streams under way, and its resident set. `stuck_s` is how long the oldest invocation of a model has not
+    returned, on the TPU `stuck`."""
 
     steps: int
     step_s: float
     streams: int
+    rss_bytes: int = 0
     stuck: str = ""
     stuck_s: float = 0.0
 

@@ -18,18 +18,28 @@ from appliance.wire.messages import (
 )
 from console.context import Context
 
-from .command import Command, only
+from . import net_doctor, net_stats
+from .command import Command, only, wrong_usage
 
 TIMEOUT_S = 600.0
 
+ACTIONS = ("show", "stats", "doctor", "firewall", "history", "confirm", "cancel")
+
 
 async def run(context: Context, words: Sequence[str]) -> None:
-    action, _ = only(COMMAND, words, "show", "firewall", "history", "confirm", "cancel")
+    action, host = only(COMMAND, words, *ACTIONS, names=1)
+    if host and action != "doctor":
+        raise wrong_usage(COMMAND)
     match action:
         case "show":
             state = await context.control.ask(NetworkLook(request_id="-"), NetworkState)
             context.say(f"mode {state.mode}; this machine is called {socket.gethostname()}")
             context.terminal.show(network_parts(state))
+        case "stats":
+            await net_stats.run(context)
+        case "doctor":
+            context.require_admin()
+            await net_doctor.run(context, host[0] if host else None)
         case "firewall":
             found = await context.control.ask(FirewallLook(request_id="-"), FirewallState)
             context.terminal.show(found.lines)
@@ -45,7 +55,7 @@ async def run(context: Context, words: Sequence[str]) -> None:
 
 
 def complete(words: Sequence[str], _known: object) -> Sequence[str]:
-    return () if words else ("show", "firewall", "history", "confirm", "cancel")
+    return () if words else ACTIONS
 
 
 COMMAND = Command(
@@ -53,6 +63,8 @@ COMMAND = Command(
     "ports, addresses, firewall",
     (
         ("net", "draws the ports and shows what they have"),
+        ("net stats", "connections, bandwidth, latency and errors, live"),
+        ("net doctor [HOST]", "finds out what is wrong, and says what to do"),
         ("net firewall", "says what it lets through, and how often"),
         ("net history", "lists what was in effect"),
         ("net confirm", "keeps what was applied for a time"),

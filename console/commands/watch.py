@@ -16,14 +16,12 @@ from appliance.wire.messages import (
     WorkerChanged,
 )
 from console.context import Context
+from console.live import drawing
 
 from .command import Command, only
 
 #: How often the screen is drawn anew: 2 kB each time, a fifth of a UART's second.
 PERIOD_S = 1.0
-
-HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 async def run(context: Context, words: Sequence[str]) -> None:
@@ -36,19 +34,10 @@ async def run(context: Context, words: Sequence[str]) -> None:
 
 async def _draw(context: Context) -> None:
     """The whole screen, again and again."""
-    terminal = context.terminal
-    terminal.clear()
-    terminal.write(HIDE_CURSOR)
-    try:
+    async with drawing(context.terminal) as draw:
         while True:
-            lines = terminal.drawn(await context.status_parts())
-            lines = [*lines[: terminal.size().rows - 2], "", "Ctrl-C ends."]
-            await terminal.line.room()
-            terminal.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines[:-1]))
-            terminal.write(lines[-1] + CLEAR_LINE + CLEAR_BELOW)
+            await draw(await context.status_parts())
             await asyncio.sleep(PERIOD_S)
-    finally:
-        terminal.write(f"\r{CLEAR_LINE}{SHOW_CURSOR}")
 
 
 async def _tell(context: Context) -> None:

@@ -27,6 +27,7 @@ from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
+from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.messages import (
     Hotplug,
@@ -108,6 +109,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),
         logins=some_logins(paths.supervisor),
+        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1.0,
     )

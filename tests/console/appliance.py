@@ -15,6 +15,7 @@ from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
+from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from console.line import open_serial
 from console.session import Visit, visits
@@ -54,6 +55,7 @@ class Place:
             socket_of=lambda worker: ("", ""),
             orders=SomeOrders(),
             logins=some_logins(self.paths.supervisor),
+            network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
             why_none_is_ready=lambda: "",
             queue_timeout_s=1.0,
         )

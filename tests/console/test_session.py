@@ -208,7 +208,8 @@ async def test_many_sessions_leave_nothing_behind(there: Place, long_run: bool) 
                 await look_until("it is closed", lambda: not open_by_us(person.device))
                 counts.append(left())
                 there.cable.plugged = True
-    assert len(set(counts[2:])) == 1, counts
+    # A task that is about to end may be among them; what is left behind is there each time.
+    assert min(counts[-3:]) == min(counts[2:5]), counts
 
 
 # --- the shell ----------------------------------------------------------------------------------------------------

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from websockets.asyncio.client import connect
 
+from appliance.cli import net_stats
+from appliance.cli.exit_status import Failed
 from tests.waiting import ask_until
 
 if TYPE_CHECKING:
@@ -121,3 +126,35 @@ async def test_not_for_everybody(served: Served) -> None:
     user = {"Authorization": f"Bearer {served.user_key}"}
     assert (await served.client.get(PATH, headers=user)).status_code == 403
     assert (await served.client.get(PATH, headers={"Authorization": ""})).status_code == 401
+
+
+async def test_the_command(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    net_stats.add_arguments(parser)
+    key = tmp_path / "key"
+    key.write_text(served.key)
+    asked = ["--url", served.url, "--key-file", str(key)]
+    assert await asyncio.to_thread(net_stats.main, parser.parse_args([*asked, "--json"])) == 0
+    assert json.loads(capsys.readouterr().out)["interfaces"][0]["name"] == "eth0"
+    assert await asyncio.to_thread(net_stats.main, parser.parse_args(asked)) == 0
+    text = capsys.readouterr().out
+    assert "eth0" in text
+    assert "p50 / p95 / p99" in text
+    key.write_text(served.user_key)
+    with pytest.raises(Failed, match="only an administrator's API key"):
+        await asyncio.to_thread(net_stats.main, parser.parse_args(asked))
+    nowhere = parser.parse_args(["--url", "http://127.0.0.1:1", "--key-file", str(key)])
+    with pytest.raises(Failed, match=r"cannot reach http://127\.0\.0\.1:1"):
+        await asyncio.to_thread(net_stats.main, nowhere)
+
+
+async def test_the_doctor(served: Served) -> None:
+    """Here the gateway looks itself; in the tower it asks (tests/system/test_systemd.py)."""
+    path = "/api/v1/system/network/doctor"
+    response = await served.client.post(path, json={"host": "127.0.0.1"}, timeout=120)
+    assert response.status_code == 200
+    found = {(each["check"], each["subject"]) for each in response.json()["findings"]}
+    assert {("certificate", "api"), ("latency", "127.0.0.1")} <= found
+    assert (await served.client.post(path, json={"host": ""})).status_code == 400
+    user = {"Authorization": f"Bearer {served.user_key}"}
+    assert (await served.client.post(path, json={}, headers=user)).status_code == 403

@@ -33,6 +33,7 @@ ROUTES = {
     "/api/v1/system/tpus": {"get"},
     "/api/v1/system/tpus/{tpu_id}": {"get"},
     "/api/v1/system/network/stats": {"get"},
+    "/api/v1/system/network/doctor": {"post"},
     "/health": {"get"},
 }
 

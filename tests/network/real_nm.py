@@ -40,6 +40,8 @@ BUS = """
 CONFIGURATION = """
 [main]
 plugins=keyfile
+# This machine's /etc/resolv.conf is not ours to write.
+rc-manager=unmanaged
 no-auto-default=*
 auth-polkit=false
 dhcp=internal
@@ -82,7 +84,9 @@ pidfile {folder}/udhcpd.pid
 class World:
     """`folder` is the tests' to write in; `environment` leads a program to its bus."""
 
-    def __init__(self, folder: Path, keeper: subprocess.Popen[bytes], switch: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, folder: Path, keeper: subprocess.Popen[bytes], switch: subprocess.Popen[bytes]
+    ) -> None:
         self.folder, self._keeper, self._switch = folder, keeper, switch
         self._log = (folder / "log").open("ab")
         self._started: list[subprocess.Popen[bytes]] = []
@@ -101,7 +105,9 @@ class World:
     def log(self) -> str:
         return (self.folder / "log").read_text("utf-8", "replace")
 
-    def _start(self, *words: str | Path, at: subprocess.Popen[bytes] | None = None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, *words: str | Path, at: subprocess.Popen[bytes] | None = None
+    ) -> subprocess.Popen[bytes]:
         """In the namespaces; ended with their first process."""
         place = at or self._keeper
         process = subprocess.Popen(
@@ -110,7 +116,7 @@ class World:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            preexec_fn=_die_with_us,  # noqa: PLW1509
+            preexec_fn=_die_with_us,
         )
         self._started.append(process)
         return process
@@ -126,7 +132,10 @@ class World:
         self._daemon = self._start("NetworkManager", "--no-daemon")
 
     def wait_for_nm(self) -> None:
-        wait_for("NetworkManager has started", lambda: self.nmcli("-t", "-f", "STARTUP", "general", check=False) == "started")
+        wait_for(
+            "NetworkManager has started",
+            lambda: self.nmcli("-t", "-f", "STARTUP", "general", check=False) == "started",
+        )
 
     def signal_nm(self, number: int) -> None:
         assert self._daemon is not None
@@ -159,7 +168,11 @@ class World:
         net = f"10.7{number}.0"
         configuration.write_text(
             DHCP.format(
-                interface=f"sw{number}", first=f"{net}.100", last=f"{net}.110", router=f"{net}.1", folder=self.folder
+                interface=f"sw{number}",
+                first=f"{net}.100",
+                last=f"{net}.110",
+                router=f"{net}.1",
+                folder=self.folder,
             ),
             "utf-8",
         )
@@ -191,7 +204,8 @@ class World:
             "profiles": self.profiles(),
             "active": self.active(),
             "addresses": {
-                each["ifname"]: sorted(self.addresses(each["ifname"])) for each in json.loads(self.ip("-json", "link"))
+                each["ifname"]: sorted(self.addresses(each["ifname"]))
+                for each in json.loads(self.ip("-json", "link"))
             },
             "routes": self.ip("route", "show"),
             "firewall": _out("nft", "list", "ruleset"),

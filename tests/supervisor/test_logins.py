@@ -33,6 +33,7 @@ from appliance.supervisor.errors import (
     WrongLogin,
 )
 from appliance.supervisor.logins import CONSOLE_QUESTIONS_LIMIT, QUESTIONS_LIMIT, Logins, Session, Standing
+from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, Peer, connect
@@ -490,6 +491,7 @@ async def listening(served: Served) -> AsyncIterator[Socket]:
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
         logins=served.logins,
+        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )

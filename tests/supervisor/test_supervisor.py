@@ -13,9 +13,10 @@ import pytest
 
 from appliance.config.load import load
 from appliance.paths import Paths
+from appliance.process import resident_bytes
 from appliance.supervisor.errors import AlreadyRunning, SubsystemDead
 from appliance.supervisor.service import StateLock, Supervisor
-from appliance.supervisor.workers import NEXT, describe_exit, resident_bytes
+from appliance.supervisor.workers import NEXT, describe_exit
 from appliance.wire.messages import WorkerState
 
 ENGINES = "xllamacpp sqlalchemy sqlcipher3 alembic litestar uvicorn numpy httpx appliance.storage appliance.inference.text"

@@ -19,6 +19,8 @@ from tests.waiting import wait_for, wait_until_gone
 
 from .guest import HOME
 from .installed import (
+    DOCTOR,
+    DOCTOR_SOCKET,
     GADGET,
     GATEWAY,
     MARKS,
@@ -38,6 +40,8 @@ from .installed import (
 from .nspawn import Machine
 
 pytestmark = MARKS
+
+MORE = (GADGET, USB_DHCP, DOCTOR_SOCKET)
 
 #: What udev wants when an Edge TPU comes.
 TPU_TARGET = "coral-reef-tpu.target"
@@ -70,15 +74,29 @@ def running(machine: Machine) -> Machine:
     return machine
 
 
+#: The network's doctor, asked over HTTP; prints the status and the findings.
+EXAMINE = """
+import httpx, pathlib
+key = pathlib.Path("/var/lib/coral-reef/admin.key").read_text().strip()
+answer = httpx.post(
+    "http://127.0.0.1:8080/api/v1/system/network/doctor",
+    json={"host": "127.0.0.1"},
+    headers={"Authorization": f"Bearer {key}"},
+    timeout=180,
+)
+print(answer.status_code, answer.text)
+"""
+
+
 # --- before it runs -----------------------------------------------------------------------------------------------
 
 
 def test_verify_prints_nothing(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", *SERVICES, GADGET, USB_DHCP, SOCKET, TARGET, TPU_TARGET)
+    done = machine.run("systemd-analyze", "verify", *SERVICES, *MORE, SOCKET, TARGET, TPU_TARGET)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("unit", [*SERVICES, GADGET, USB_DHCP])
+@pytest.mark.parametrize("unit", [*SERVICES, GADGET, USB_DHCP, DOCTOR])
 def test_exposure(machine: Machine, unit: str) -> None:
     shown = machine.out(
         "systemd-analyze", "security", "--offline=yes", f"/usr/lib/systemd/system/{unit}", "--no-pager"
@@ -123,7 +141,7 @@ def test_users_and_folders(machine: Machine) -> None:
         "/run/coral-reef/workers",
     )
     assert machine.out("stat", "--format=%a %U %G", *folders).splitlines() == [
-        "2750 root coral-reef",
+        "2750 coral-reef coral-reef",
         "1771 root coral-gateway",
         "755 root root",
         "750 coral-reef coral-reef",
@@ -562,3 +580,32 @@ def test_stop_ends_within_its_bound(running: Machine) -> None:
     running.run("systemctl", "start", TARGET)
     wait_until_ready(running)
     served(running)
+
+
+def test_the_doctor_looks_where_the_gateway_cannot(running: Machine) -> None:
+    """In a process of its own, for each who asks; and only for who may."""
+    answer = running.out(HOME / "bin/python", "-c", EXAMINE, timeout_s=200)
+    status, _, body = answer.partition(" ")
+    assert status == "200", answer
+    findings = json.loads(body)["findings"]
+    seen = {(each["check"], each["outcome"]) for each in findings}
+    assert ("ports", "ok") in seen, findings
+    assert ("latency", "ok") in seen, findings
+    assert ("mtu", "ok") in seen, findings
+    assert "address" not in {each["check"] for each in findings if "only root may ask" in each["symptom"]}
+    stranger = running.run(
+        *("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
+        *(HOME / "bin/python", "-c"),
+        "import socket; socket.socket(socket.AF_UNIX).connect('/run/coral-reef/doctor.sock')",
+        check=False,
+    )
+    assert "PermissionError" in stranger.stderr
+    wait_for(
+        "none of them is left behind",
+        lambda: (
+            not running.out(
+                "systemctl", "list-units", "--all", "--plain", "--no-legend", "coral-reef-doctor@*"
+            )
+        ),
+        within_s=60,
+    )

@@ -1,0 +1,54 @@
+"""`POST /api/v1/system/network/doctor`: what is wrong with the network. In the tower a process of its own looks, for this one has
+no network; under `coral-reef run` it is this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request, post
+from litestar.datastructures import State
+from litestar.params import JSONBody
+
+from appliance.chat.errors import Unavailable
+from appliance.network.doctor import examination
+from appliance.network.doctor.visit import HostName, NoDoctor, visit, wanted
+from appliance.paths import Paths
+from appliance.wire.messages import Finding
+
+from .auth import Caller
+from .rest import only_admins
+
+
+class DoctorRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether another machine should be reached, too."""
+
+    host: HostName | None = None
+
+
+class FindingList(msgspec.Struct, frozen=True):
+    """From the cable up."""
+
+    findings: list[Finding]
+
+
+@post(
+    "/api/v1/system/network/doctor",
+    status_code=200,
+    summary="Find out what is wrong with the network",
+    tags=["system"],
+)
+async def network_doctor(
+    request: Request[Caller, None, Any], data: JSONBody[DoctorRequest], state: State
+) -> FindingList:
+    """Link, addresses, router, name servers, time, the path's MTU, ports, certificate, clients, latency and loss: how each is,
+    and when it is not well, why probably and what to do. Takes some seconds, up to a minute when much is wrong. For
+    administrators."""
+    only_admins(request)
+    paths: Paths = state.paths
+    if paths != Paths.system():
+        return FindingList(await examination.run(wanted(paths), host=data.host))
+    try:
+        return FindingList(await visit(paths.doctor_socket, host=data.host))
+    except NoDoctor as error:
+        raise Unavailable(str(error)) from None
