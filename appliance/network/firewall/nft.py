@@ -52,6 +52,16 @@ def text(
     return "\n".join([f"{removal()}table inet {TABLE} {{", *sets.lines, *chains, "}", ""])
 
 
+def differ_in_networks_alone(one: str, other: str) -> bool:
+    """Whether two texts of ours differ, and in nothing but the directly attached networks: a lease, a router's advertisement, a
+    tunnel that comes or goes."""
+    return one != other and _without_attached(one) == _without_attached(other)
+
+
+def _without_attached(rules: str) -> list[str]:
+    return [line for line in rules.splitlines() if not line.startswith("    set attached")]
+
+
 @dataclass
 class _Sets:
     """Sets that several rules may share: one for each content."""
