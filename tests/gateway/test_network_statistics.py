@@ -121,6 +121,11 @@ async def test_without_the_supervisor_there_is_what_we_count_ourselves(served: S
     finally:
         await served.fake.start_supervisor()
 
+    async def together() -> bool:
+        return bool((await stats(served))["interfaces"])
+
+    await ask_until("it is not alone any more", together)
+
 
 async def test_not_for_everybody(served: Served) -> None:
     user = {"Authorization": f"Bearer {served.user_key}"}

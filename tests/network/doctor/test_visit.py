@@ -41,8 +41,8 @@ def serve_once(listener: socket.socket) -> None:
     with connection:
         subprocess.run(
             [sys.executable, "-m", "appliance.network.doctor"],
-            stdin=connection,
-            stdout=connection,
+            stdin=connection.fileno(),
+            stdout=connection.fileno(),
             check=True,
             timeout=120,
         )
