@@ -122,9 +122,8 @@ def _matches(entry: Entry, interface: str, address: str, sets: _Sets) -> Iterato
     """Each of them is a rule of nft's; a space follows each condition."""
     where = [""]
     if entry.interfaces:
-        where = [
-            f"{interface} {sets.of('ifname', [f'{chr(34)}{each}{chr(34)}' for each in entry.interfaces])} "
-        ]
+        names = [f'"{each}"' for each in entry.interfaces]
+        where = [f"{interface} {sets.of('ifname', names)} "]
     networks = [
         _collapsed([each for each in entry.networks if each.version == version]) for version in (4, 6)
     ]
