@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
 from ipaddress import ip_address, ip_interface
-from pathlib import Path
 
 import psutil
+
+#: linux/sockios.h; an interface's name is so long, and a zero more (IFNAMSIZ).
+_SIOCGIFMTU = 0x8921
+_NAME_BYTES = 15
 
 
 def addresses_of(interface: str) -> set[str]:
@@ -22,8 +27,11 @@ def addresses_of(interface: str) -> set[str]:
 
 
 def mtu_of(interface: str) -> int:
-    """0 when there is no such device. From /sys: the supervisor may not make the socket that the ioctl would need."""
-    try:
-        return int((Path("/sys/class/net") / interface / "mtu").read_text("ascii"))
-    except (OSError, ValueError):
-        return 0
+    """0 when there is no such device. netdevice(7), SIOCGIFMTU: any socket will do, and the supervisor may make no other."""
+    name = interface.encode()[:_NAME_BYTES]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFMTU, struct.pack(f"{_NAME_BYTES + 1}si20x", name, 0))
+        except OSError:
+            return 0
+    return int(struct.unpack_from("i", answer, _NAME_BYTES + 1)[0])
