@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -159,25 +160,28 @@ class Bus:
         bus, within_s = self._bus, timeout_s or self._timeout_s
         if bus is None or self.lost.is_set():
             raise BusError("the system's D-Bus has gone away")
-        message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=[_to_library(each) for each in arguments],
-            serial=bus.next_serial(),
-        )
+        serial = bus.next_serial()
         try:
+            message = Message(
+                destination=destination,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=[_to_library(each) for each in arguments],
+                serial=serial,
+            )
             async with asyncio.timeout(within_s), self._turn:
                 reply = await bus.call(message)
         except TimeoutError:
             raise BusError(f"{destination} did not answer in {within_s:g} s") from None
         except (OSError, EOFError) as error:
             raise BusError(f"the system's D-Bus has gone away: {error}") from error
+        except (ValueError, TypeError, struct.error) as error:
+            raise BusError(f"{member} cannot be sent: {error}") from error
         finally:
             # An answer that comes too late finds nobody waiting.
-            bus._method_return_handlers.pop(message.serial, None)  # noqa: SLF001
+            bus._method_return_handlers.pop(serial, None)  # noqa: SLF001
         if reply is None:
             raise BusError("the system's D-Bus has gone away")
         if reply.message_type is MessageType.ERROR:

@@ -23,6 +23,7 @@ def test_the_systems_packages_are_those_that_are_tested() -> None:
     assert {name: all_of_them.get(name) for name in ours} == ours
     assert all(hashes for _, hashes in ours.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    needed = {re.match(r"[A-Za-z0-9._-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    names = (re.match(r"[A-Za-z0-9._-]+", line)[0] for line in project["dependencies"])  # type: ignore[index]
+    needed = {re.sub(r"[-_.]+", "-", name).lower() for name in names}
     assert needed <= set(ours)
     assert not {"pytest", "mypy", "ruff"} & set(ours)

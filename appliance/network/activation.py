@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import ActivationFailed, Failure
 
-ACTIVATING, ACTIVATED, DEACTIVATING = 1, 2, 3
+ACTIVATING, ACTIVATED, DEACTIVATING, DEACTIVATED = 1, 2, 3, 4
 
 #: NMDeviceState.
 DEVICE_DISCONNECTED, DEVICE_PREPARE, IP_CONFIG, SECONDARIES, DEVICE_FAILED = 30, 40, 70, 90, 120

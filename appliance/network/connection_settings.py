@@ -310,7 +310,8 @@ def _options(value: Any) -> Typed:
 
 
 def _options_text(value: Any) -> list[str]:
-    return sorted(f"{key}={text_of(each)}" for key, each in _entries(value).items())
+    options = sorted(_entries(value).items(), key=lambda each: (each[0] != "mode", each[0]))
+    return [f"{key}={text_of(each)}" for key, each in options]
 
 
 def _ssid(value: Any) -> Typed:

@@ -7,6 +7,7 @@ uuid, and is theirs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from appliance.system_bus import Bus, BusError, Match, Signal, Typed, plain
 from .activation import (
     ACTIVATED,
     ACTIVATING,
+    DEACTIVATED,
     DEACTIVATING,
     DEVICE_DISCONNECTED,
     DEVICE_FAILED,
@@ -70,6 +72,7 @@ KINDS = {
 _ADD_IN_MEMORY, _ADD_BLOCK_AUTOCONNECT = 0x2, 0x20
 _UPDATE_TO_DISK = 0x1
 _UNSAVED = 0x1
+_CARRIER = 0x10000  # NMDeviceInterfaceFlags
 _TRACK_DNS = 0x20
 _SAE = 0x400  # NM80211ApSecurityFlags, KEY_MGMT_SAE
 
@@ -79,6 +82,9 @@ _COMMON_SECTIONS = frozenset({"connection", "ipv4", "ipv6", "user"})
 #: DHCP alone may take 45 s, an unwilling WPA3 network 26.
 ACTIVATION_S = 75.0
 DEACTIVATION_S = 20.0
+
+#: Its start takes a second or two, without those who wait for DHCP.
+SETTLE_S = 5.0
 
 _NOBODY = frozenset(
     f"org.freedesktop.DBus.Error.{name}"
@@ -116,13 +122,24 @@ class NetworkManager:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def running(self) -> bool:
-        """Whether it is there and has finished its start."""
+        """Whether it answers. It may still be busy with its start: see `settled`."""
         try:
-            if not await self._bus.owner(NAME):
-                return False
-            return not await self._bus.get(NAME, ROOT, NAME, "Startup")
-        except BusError:
+            return bool(await self._bus.owner(NAME) and await self.version())
+        except (BusError, NetworkManagerFailed):
             return False
+
+    async def settled(self, *, within_s: float = SETTLE_S) -> bool:
+        """Returns when it has looked at every device and done what it does at its start, but no later than `within_s`: then
+        False. It takes nobody's answer to DHCP for a part of its start."""
+        changed = asyncio.Event()
+        match = Match(sender=NAME, path=ROOT, member="PropertiesChanged")
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(within_s), self._bus.listening(match, lambda _: changed.set()):
+                while await self._bus.get(NAME, ROOT, NAME, "Startup"):
+                    await changed.wait()
+                    changed.clear()
+                return True
+        return False
 
     async def version(self) -> str:
         try:
@@ -263,7 +280,7 @@ class NetworkManager:
             kind = Failure.OTHER
             if not device:
                 kind = Failure.NO_DEVICE
-            elif objects[device].get(f"{_DEVICE}.Wired", {}).get("Carrier") is False:
+            elif not _has_carrier(objects[device][_DEVICE]):
                 kind = Failure.NO_CARRIER
             raise ActivationFailed(f"{interface} cannot be activated: {error}", kind) from error
         except BaseException:
@@ -319,7 +336,12 @@ class NetworkManager:
     async def _too_slow(self, activation: Activation, within_s: float) -> ActivationFailed:
         objects = await self._objects()
         paths = objects.get(activation.path, {}).get(_ACTIVE, {}).get("Devices", [])
-        states = [int(objects.get(path, {}).get(_DEVICE, {}).get("State", 0)) for path in paths]
+        devices = [objects.get(path, {}).get(_DEVICE, {}) for path in paths]
+        if devices and not any(map(_has_carrier, devices)):
+            return ActivationFailed(
+                f"{activation.interface} has no cable, or nothing at its other end", Failure.NO_CARRIER
+            )
+        states = [int(device.get("State", 0)) for device in devices]
         if any(IP_CONFIG <= state <= SECONDARIES for state in states):
             return ActivationFailed(
                 f"{activation.interface} has no address after {within_s:g} s: nobody answers to DHCP",
@@ -446,6 +468,7 @@ class Activation:
         self.path = ""
         self.happened = asyncio.Event()
         self.device_reason = self.connection_reason = 0
+        self._ended = False
         self._stack = AsyncExitStack()
 
     async def listen(self, bus: Bus) -> None:
@@ -465,7 +488,10 @@ class Activation:
         await self._stack.aclose()
 
     def _heard(self, signal: Signal) -> None:
-        """The state itself is asked for; the reasons are said only here."""
+        """The state itself is asked for; the reasons are said only here. When it has ended, NetworkManager may begin again by
+        itself: of that we want to know nothing."""
+        if self._ended:
+            return
         if signal.interface == _DEVICE and signal.path == self.device:
             new, _, reason = signal.body
             if new == DEVICE_PREPARE:
@@ -473,7 +499,8 @@ class Activation:
             elif new == DEVICE_FAILED or (new <= DEVICE_DISCONNECTED and not self.device_reason):
                 self.device_reason = reason
         elif signal.interface == _ACTIVE and signal.path == self.path:
-            self.connection_reason = signal.body[1]
+            state, self.connection_reason = signal.body
+            self._ended = state == DEACTIVATED
         self.happened.set()
 
 
@@ -490,7 +517,7 @@ class _Running:
 def _failed(member: str, error: BusError) -> NetworkManagerFailed:
     if error.name in _NOBODY or "D-Bus" in str(error):
         return NetworkManagerMissing(f"NetworkManager is not there: {error}", error.name)
-    if error.name in ("org.freedesktop.DBus.Error.AccessDenied", f"{NAME}.PermissionDenied"):
+    if error.name.endswith((".AccessDenied", ".PermissionDenied")):
         return NetworkManagerFailed(
             f"NetworkManager does not let us do it ({member}: {error}): are the polkit rules installed?",
             error.name,
@@ -580,7 +607,7 @@ def _devices(objects: Objects) -> Iterator[Device]:
             driver=str(device.get("Driver", "")),
             path=str(device.get("Path", "")),
             speed_mbps=int(wired.get("Speed", 0)) or int(wireless.get("Bitrate", 0)) // 1000,
-            carrier=bool(int(device.get("InterfaceFlags", 0)) & 0x10000),
+            carrier=_has_carrier(device),
             managed=bool(device.get("Managed", True)),
             mtu=int(device.get("Mtu", 0)),
             state=state,
@@ -589,6 +616,10 @@ def _devices(objects: Objects) -> Iterator[Device]:
             name_servers=(*_name_servers(ip4), *_name_servers(ip6)),
             profile=uuids.get(str(device.get("ActiveConnection")), ""),
         )
+
+
+def _has_carrier(device: Mapping[str, Any]) -> bool:
+    return bool(int(device.get("InterfaceFlags", 0)) & _CARRIER)
 
 
 def _addresses(configuration: Mapping[str, Any]) -> list[str]:

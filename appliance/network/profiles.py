@@ -17,7 +17,8 @@ Value = bool | int | str | list[str]
 Settings = dict[str, dict[str, Value]]
 
 #: Ours, with the value that NetworkManager takes when there is none. Addresses are `ADDRESS/PREFIX`; routes are
-#: `NETWORK [via ROUTER] [metric N]`; routing rules are `PRIORITY from ADDRESS/PREFIX table N`; bond options are `NAME=VALUE`.
+#: `NETWORK [via ROUTER] [metric N]`; routing rules are `PRIORITY from ADDRESS/PREFIX table N`; bond options are `NAME=VALUE`, the
+#: mode first, the others by name.
 OWNED: dict[str, dict[str, Value]] = {
     "connection": {
         "id": "",

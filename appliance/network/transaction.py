@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -25,6 +25,7 @@ from .errors import (
     ApplyFailed,
     Failure,
     NetworkError,
+    NetworkManagerFailed,
     NetworkManagerMissing,
     Unfinished,
 )
@@ -44,6 +45,9 @@ VERIFY_S = 10.0
 
 #: Who was killed is back by then: systemd starts NetworkManager anew at once.
 RETURN_S = 30.0
+
+#: How often one begins again because it goes away once more.
+ATTEMPTS = 3
 
 #: The checkpoint goes back by itself so long after we should have.
 SLACK_S = 30
@@ -357,7 +361,7 @@ class Transaction:
         for _, _, activation in self._begun:
             await activation.close()
         try:
-            await _go_back(self._manager, self._firewall, record, self._observe)
+            await _insist(lambda: _go_back(self._manager, self._firewall, record, self._observe))
             records.remove(self._path)
         except (NetworkError, OSError) as trouble:
             raise Unfinished(
@@ -370,7 +374,7 @@ class Transaction:
 
     async def _finish(self, record: Record) -> None:
         try:
-            await _go_on(self._manager, self._firewall, record, self._observe)
+            await _insist(lambda: _go_on(self._manager, self._firewall, record, self._observe))
             records.remove(self._path)
         except (NetworkError, OSError) as error:
             raise Unfinished(
@@ -424,6 +428,16 @@ async def recover(
     return done
 
 
+async def _insist(action: Callable[[], Awaitable[None]]) -> None:
+    """Does it again from its beginning when NetworkManager goes away half way; `action` may be repeated, and waits for it."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await action()
+        except NetworkManagerMissing as error:
+            log.warning("network: %s", error)
+    return await action()
+
+
 async def _go_back(manager: NetworkManager, firewall: Firewall, record: Record, observe: Observer) -> None:
     """To how it was; everything that can be undone is, whatever fails. NetworkError with all that did."""
     troubles: list[str] = []
@@ -432,6 +446,8 @@ async def _go_back(manager: NetworkManager, firewall: Firewall, record: Record, 
         observe(step)
         try:
             await action
+        except NetworkManagerMissing:
+            raise
         except NetworkError as error:
             troubles.append(f"{step}: {error}")
 
@@ -516,12 +532,13 @@ async def _checkpoints(manager: NetworkManager, record: Record) -> list[str]:
 
 
 async def _until_running(manager: NetworkManager) -> None:
-    """NetworkManagerMissing when it does not come back."""
+    """NetworkManagerFailed when it does not come back."""
     deadline = asyncio.get_running_loop().time() + RETURN_S
     while not await manager.running():
         if asyncio.get_running_loop().time() > deadline:
-            raise NetworkManagerMissing(f"NetworkManager has not been there for {RETURN_S:g} s")
+            raise NetworkManagerFailed(f"NetworkManager has not been there for {RETURN_S:g} s")
         await asyncio.sleep(0.1)
+    await manager.settled()
 
 
 def _asks(settings: Settings) -> bool:

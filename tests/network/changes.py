@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from appliance.network.errors import CommandFailed
@@ -97,22 +97,28 @@ async def change(
     desired: Desired,
     folder: Path,
     *,
-    observer: object = None,
-    confirm_s: float = 0.0,
+    observer: Callable[[str], None] = lambda step: None,
     strict: bool = False,
+    confirms: bool = False,
 ) -> None:
-    """Plans and does it, in this process."""
+    """Plans and does it, in this process. `confirms`: it is asked for a confirmation, and gets it."""
     async with Bus() as bus:
         manager, firewall = NetworkManager(bus), NftTable(folder)
         steps = plan(desired, await read(manager, firewall))
+
+        def observe(step: str) -> None:
+            observer(step)
+            if step.startswith("wait"):
+                transaction.confirm()
+
         transaction = Transaction(
             manager,
             firewall,
             folder / "record",
             steps,
             strict=strict,
-            confirm_s=confirm_s,
-            observer=observer or (lambda step: None),  # type: ignore[arg-type]
+            confirm_s=60.0 if confirms else 0.0,
+            observer=observe,
         )
         await transaction.run()
 
@@ -137,7 +143,7 @@ def main(arguments: Sequence[str]) -> None:
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    asyncio.run(change(NEW, folder, observer=observe))
+    asyncio.run(change(NEW, folder, observer=observe, confirms=True))
 
 
 if __name__ == "__main__":

@@ -68,16 +68,15 @@ class FakeConfigfs(Configfs):
         (folder / "state").write_text(f"{state}\n")
         (folder / "maximum_speed").write_text(f"{max_speed}\n")
         (folder / "current_speed").write_text(f"{max_speed}\n")
+        # A gadget that is still bound to that name is begun anew by the kernel, which fails: see Keeper._hangs.
+        (folder / "function").write_text("\n")
 
     def set_state(self, name: str, state: str) -> None:
         (self.udc / name / "state").write_text(f"{state}\n")
 
     def remove_controller(self, name: str) -> None:
-        """The kernel unbinds what was bound to it."""
+        """A gadget's attribute UDC goes on to name it."""
         shutil.rmtree(self.udc / name)
-        for path in self.gadgets.glob("*/UDC"):
-            if path.read_text().strip() == name:
-                path.write_text("\n")
 
     def make_folder(self, path: Path) -> None:
         self._step(f"mkdir {path.name}")
@@ -124,8 +123,11 @@ class FakeConfigfs(Configfs):
                 raise OSError(errno.ENODEV, "No such device")
             for name in path.parent.glob("functions/ncm.*/ifname"):
                 name.write_text(f"{self.interface}\n")
+            (self.udc / content / "function").write_text(f"{path.parent.name}\n")
         elif not bound:
             raise OSError(errno.ENODEV, "No such device")
+        elif (self.udc / bound).is_dir():
+            (self.udc / bound / "function").write_text("\n")
 
     def link(self, path: Path, target: Path) -> None:
         self._step(f"link {path.name}")

@@ -132,7 +132,7 @@ async def test_a_text_with_errors_changes_nothing(world: World, kept: Kept) -> N
     async with kept.running():
         await kept.apply(ONE)
         before = world.snapshot()
-        with pytest.raises(ConfigError, match="network.yaml:1: mode"):
+        with pytest.raises(ConfigError, match=r"network\.yaml:1: mode"):
             await kept.apply("mode: hub\n")
         assert world.snapshot() == before
         assert kept.file.read_text() == ONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import signal
@@ -15,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.network import record as records
 from appliance.network.errors import ApplyFailed, Unfinished
 from appliance.network.networkmanager import NetworkManager
 from appliance.network.plan import plan
 from appliance.network.profiles import Desired
-from appliance.network.record import Record
-from appliance.network import record as records
 from appliance.network.transaction import Applied, Transaction, recover
 from appliance.system_bus import Bus
 from tests.waiting import ask_until, wait_for, wait_until
@@ -108,7 +106,9 @@ async def test_nobody_answers_to_dhcp(world: World, monkeypatch: pytest.MonkeyPa
     await change(OLD, world.folder)
     before = world.snapshot()
     if strict:
-        with pytest.raises(ApplyFailed, match="activate primary: .*nobody answers to DHCP.*as it was before"):
+        with pytest.raises(
+            ApplyFailed, match=r"activate primary: .*nobody answers to DHCP.*as it was before"
+        ):
             await _apply(world, Desired((ethernet(0),)), strict=True)
         await _until_same(world, before)
     else:
@@ -231,7 +231,8 @@ def steps_of_the_change() -> list[str]:
         return _child(world, 0)
 
 
-def test_killed_at_every_step(long_run: bool) -> None:
+@pytest.mark.timeout(600)
+def test_killed_at_every_step() -> None:
     """Of a process that is killed before step N, another makes the old state or the new one, whatever N is."""
     steps = steps_of_the_change()
     assert len(steps) > 12
@@ -250,6 +251,7 @@ def test_killed_at_every_step(long_run: bool) -> None:
                 old = world.snapshot()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "back first"])
 def test_networkmanager_killed_at_every_step(wait: bool) -> None:
     """It is started again at once, as systemd does it: the change succeeds or is undone."""
@@ -270,7 +272,7 @@ def test_networkmanager_killed_at_every_step(wait: bool) -> None:
                         world.wait_for_nm()
 
             try:
-                asyncio.run(change(NEW, world.folder, observer=observe))
+                asyncio.run(change(NEW, world.folder, observer=observe, confirms=True))
             except ApplyFailed as error:
                 world.wait_for_nm()
                 if isinstance(error, Unfinished):
@@ -363,18 +365,13 @@ async def _until_same(world: World, wanted: dict[str, object]) -> None:
 def _is_new(world: World) -> None:
     """Everything is as NEW says, and nothing of OLD is left."""
 
-    async def planned() -> object:
+    async def planned() -> bool:
         async with Bus() as bus:
-            manager, firewall = NetworkManager(bus), NftTable(world.folder)
-            return None if plan(NEW, await read(manager, firewall)) else True
+            return not plan(NEW, await read(NetworkManager(bus), NftTable(world.folder)))
 
-    asyncio.run(_until(planned))
+    asyncio.run(ask_until("all is as NEW says", planned))
     assert world.addresses("reef0") == {"10.70.0.3/24"}
     assert world.addresses("reef1") == set()
     assert world.addresses("reef2") == {"10.72.0.2/24"}
     assert all(name.startswith("etc/") for name in world.profiles())
     assert len(world.profiles()) == 2
-
-
-async def _until(ask: object) -> None:
-    await ask_until("all is as NEW says", ask)  # type: ignore[arg-type]

@@ -39,13 +39,15 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class Controller:
-    """`max_speed` and `speed` are in the kernel's words, empty when it does not say."""
+    """`max_speed` and `speed` are in the kernel's words, empty when it does not say. `gadget` is the one that it runs, empty when
+    it runs none, None when it does not tell."""
 
     name: str
     phase: Phase
     state: str
     max_speed: str = ""
     speed: str = ""
+    gadget: str | None = None
 
 
 def controllers(folder: Path) -> list[Controller]:
@@ -66,6 +68,7 @@ def look(folder: Path) -> Controller:
         state,
         max_speed=_speed(folder / "maximum_speed"),
         speed=_speed(folder / "current_speed"),
+        gadget=_attribute(folder / "function") if (folder / "function").exists() else None,
     )
 
 

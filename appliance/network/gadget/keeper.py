@@ -165,7 +165,12 @@ class Keeper:
     def _bound(self, present: list[Controller]) -> Controller | None:
         """Which controller has us. Only a gadget that we have made or looked through counts."""
         name = self._tree.read(self._folder / "UDC") if self._steps else ""
-        return next((each for each in present if each.name == name), None)
+        return next((each for each in present if each.name == name and each.gadget in (None, NAME)), None)
+
+    def _hangs(self, controller: Controller) -> bool:
+        """Whether the kernel has our gadget down as this controller's and does not run it. So it is when a controller went and
+        came back: the kernel begins anew by itself, and our network function, whose interface stood on the old one, fails."""
+        return controller.gadget == "" and self._tree.read(self._folder / "UDC") == controller.name
 
     def _bind(self, present: list[Controller], now: float) -> None:
         """On the first controller that takes it."""
@@ -199,8 +204,8 @@ class Keeper:
             Bind(self._folder / "UDC", controller.name),
         ]
         found = remains(self._folder, self._tree)
-        if found and not fits(steps, found, self._tree):
-            log.info("another gadget of ours lies there: taking it down")
+        if found and (self._hangs(controller) or not fits(steps, found, self._tree)):
+            log.info("a gadget of ours lies there that cannot go on: taking it down")
             self._release_line()
             if not undo(found, self._tree):
                 raise StepFailed(f"{self._folder} cannot be taken away")

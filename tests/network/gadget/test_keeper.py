@@ -99,9 +99,12 @@ def test_the_controller_goes_and_comes_back(bench: Bench) -> None:
     bench.look()
     bench.tree.remove_controller(UDC)
     assert bench.look(1) is UsbState.WAITING
+    bench.tree.line_open = True
     bench.tree.add_controller(UDC)
     assert bench.look(1) is UsbState.UNPLUGGED
     assert bench.bound_to == UDC
+    assert bench.binds() == 2
+    assert bench.tree.read(bench.tree.udc / UDC / "function") == NAME
 
 
 def test_another_controller_when_the_first_is_taken(bench: Bench) -> None:
