@@ -10,6 +10,7 @@ from . import (
     devices,
     firewall,
     http_requests,
+    network,
     placement,
     recovery,
     report,
@@ -30,6 +31,7 @@ SECTIONS = {
     "devices": devices.measure,
     "tpu": tpu.measure,
     "firewall": firewall.measure,
+    "network": network.measure,
 }
 
 
