@@ -44,11 +44,14 @@ bench:  ## measure; prints our figure, the limit's and the ratio
 
 test-system:  ## the whole appliance: on this machine, under a systemd of its own, in a virtual machine (25 minutes)
 	@./scripts/install test
-	@$(BIN)/python -m pytest -v -m system
+	@# In namespaces of their own, three at once: they wait for others most of the time.
+	@$(BIN)/python -m pytest -v -m system --numprocesses=3 --dist=loadfile tests/network
+	@$(BIN)/python -m pytest -v -m system --ignore=tests/network
 
 test-long:  ## the same for longer; writes tests/system/LONG.md
 	@./scripts/install test
-	@$(BIN)/python -m pytest -v -m system --long
+	@$(BIN)/python -m pytest -v -m system --long --numprocesses=3 --dist=loadfile tests/network
+	@$(BIN)/python -m pytest -v -m system --long --ignore=tests/network
 
 image:  ## make the disk of the virtual machine (root; a minute, kept for a day)
 	@./scripts/install test

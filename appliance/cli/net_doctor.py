@@ -6,20 +6,23 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from appliance.client.address import gateway_url
 from appliance.client.findings import finding_lines, summary_line
 from appliance.config.errors import ConfigError
 from appliance.config.load import load_network
 from appliance.config.network import Network, Role
 from appliance.network.doctor.examination import exit_status, run
-from appliance.network.doctor.ours import Listener
+from appliance.network.doctor.ours import Listener, errors
 from appliance.paths import Paths
 from appliance.wire.messages import Finding
 
-from .exit_status import ExitStatus
-from .place import add_place_options, paths_of
+from .exit_status import ExitStatus, Failed
+from .net_stats import asking
+from .place import add_place_options, key_of, paths_of
 from .tables import print_json, show
 
 DESCRIPTION = (
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON for programs")
     add_place_options(parser)
+    parser.set_defaults(key_file=None)
 
 
 def main(arguments: argparse.Namespace, roles: Mapping[str, Role] | None = None) -> int:
@@ -59,9 +63,19 @@ def main(arguments: argparse.Namespace, roles: Mapping[str, Role] | None = None)
         if not arguments.json:
             show(finding_lines(finding))
 
-    findings = asyncio.run(
-        run(network, roles=roles, listeners=listeners(paths, network), host=arguments.host, tell=tell)
-    )
+    async def examine() -> list[Finding]:
+        found = await run(
+            network, roles=roles, listeners=listeners(paths, network), host=arguments.host, tell=tell
+        )
+        with suppress(Failed):  # no appliance runs, which was found already, or its key is not for this user
+            async with asking(gateway_url(paths) or "", key_of(arguments, paths)) as fetch:
+                counted = errors((await fetch()).errors)
+                for each in counted:
+                    tell(each)
+                found += counted
+        return found
+
+    findings = asyncio.run(examine())
     if arguments.json:
         print_json(findings)
     else:

@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.client.conversation import CONNECT_TIMEOUT_S, refusal
@@ -48,10 +49,23 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> None:
+    paths = paths_of(arguments)
+    async with asking(url_of(arguments, paths), key_of(arguments, paths)) as fetch:
+        if arguments.json:
+            tables.print_json(await fetch())
+        elif arguments.once or not sys.stdout.isatty():
+            tables.show(statistics_parts(await fetch()))
+        elif os.environ.get("TERM", "dumb") == "dumb":
+            await _lines(fetch)
+        else:
+            await _live(fetch)
+
+
+@asynccontextmanager
+async def asking(url: str, key: str) -> AsyncIterator[Callable[[], Awaitable[NetworkStatistics]]]:
+    """Gives what asks the gateway there; Failed when it does not answer, or refuses the key."""
     import httpx
 
-    paths = paths_of(arguments)
-    url, key = url_of(arguments, paths), key_of(arguments, paths)
     try:
         # An API key in a header only: a proxy variable of the shell must not see it either, hence trust_env.
         client = httpx.AsyncClient(
@@ -76,14 +90,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         return read(response.content)
 
     async with client:
-        if arguments.json:
-            tables.print_json(await fetch())
-        elif arguments.once or not sys.stdout.isatty():
-            tables.show(statistics_parts(await fetch()))
-        elif os.environ.get("TERM", "dumb") == "dumb":
-            await _lines(fetch)
-        else:
-            await _live(fetch)
+        yield fetch
 
 
 async def _lines(fetch: Callable[[], Awaitable[NetworkStatistics]]) -> None:

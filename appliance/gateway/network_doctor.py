@@ -3,17 +3,21 @@ no network; under `coral-reef run` it is this one."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
 from litestar import Request, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from appliance.chat.errors import Unavailable
-from appliance.network.doctor import examination
+from appliance.network.doctor import examination, ours
 from appliance.network.doctor.visit import HostName, NoDoctor, visit, wanted
 from appliance.paths import Paths
+from appliance.telemetry.network_counters import NetworkCounters, add_up, today
+from appliance.telemetry.network_statistics import errors_of
 from appliance.wire.messages import Finding
 
 from .auth import Caller
@@ -39,16 +43,22 @@ class FindingList(msgspec.Struct, frozen=True):
     tags=["system"],
 )
 async def network_doctor(
-    request: Request[Caller, None, Any], data: JSONBody[DoctorRequest], state: State
+    request: Request[Caller, None, Any],
+    data: JSONBody[DoctorRequest],
+    state: State,
+    counters: NamedDependency[NetworkCounters],
 ) -> FindingList:
     """Link, addresses, router, name servers, time, the path's MTU, ports, certificate, clients, latency and loss: how each is,
     and when it is not well, why probably and what to do. Takes some seconds, up to a minute when much is wrong. For
     administrators."""
     only_admins(request)
     paths: Paths = state.paths
-    if paths != Paths.system():
-        return FindingList(await examination.run(wanted(paths), host=data.host))
-    try:
-        return FindingList(await visit(paths.doctor_socket, host=data.host))
-    except NoDoctor as error:
-        raise Unavailable(str(error)) from None
+    if paths == Paths.system():
+        try:
+            found = await visit(paths.doctor_socket, host=data.host)
+        except NoDoctor as error:
+            raise Unavailable(str(error)) from None
+    else:
+        found = await examination.run(wanted(paths), host=data.host)
+    totals = add_up(counters.board, time.monotonic(), today())
+    return FindingList([*found, *ours.errors(errors_of(totals))])

@@ -102,12 +102,17 @@ def statistics(
             websocket=_latency(latencies(totals.hour, Channel.WEBSOCKET)),
             p2p=_latency(latencies(totals.hour, Channel.P2P)),
         ),
-        errors=Errors(
-            client=totals.hour[Counter.CLIENT_ERRORS],
-            rate_limited=totals.hour[Counter.RATE_LIMITED],
-            server=totals.hour[Counter.SERVER_ERRORS],
-            timeouts=totals.hour[Counter.TIMEOUTS],
-        ),
+        errors=errors_of(totals),
+    )
+
+
+def errors_of(totals: NetworkTotals) -> Errors:
+    """Those of the last hour."""
+    return Errors(
+        client=totals.hour[Counter.CLIENT_ERRORS],
+        rate_limited=totals.hour[Counter.RATE_LIMITED],
+        server=totals.hour[Counter.SERVER_ERRORS],
+        timeouts=totals.hour[Counter.TIMEOUTS],
     )
 
 

@@ -510,6 +510,7 @@ class Check(StrEnum):
     CERTIFICATE = "certificate"
     CLIENTS = "clients"
     LATENCY = "latency"
+    ERRORS = "errors"
 
 
 class Outcome(StrEnum):

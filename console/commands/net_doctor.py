@@ -3,13 +3,17 @@ reach the network."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from appliance.client.findings import finding_lines, summary_line
 from appliance.config.network import Role
-from appliance.network.doctor import examination
+from appliance.network.doctor import examination, ours
 from appliance.network.doctor.visit import NoDoctor, roles_of, visit, wanted
 from appliance.wire.messages import Finding, NetworkLook, NetworkState
 from console.context import Context
 from console.errors import CommandFailed
+
+from .net_stats import asking
 
 
 async def run(context: Context, host: str | None) -> None:
@@ -29,6 +33,12 @@ async def run(context: Context, host: str | None) -> None:
     else:
         network = wanted(context.paths)
         found = await examination.run(network, roles=await _roles(context), host=host, tell=tell)
+    with suppress(CommandFailed):  # that the gateway is away was found already
+        async with asking(context) as fetch:
+            counted = ours.errors((await fetch()).errors)
+            for each in counted:
+                tell(each)
+            found += counted
     context.say(f"\n{summary_line(found)}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from appliance.client.address import gateway_url
 from appliance.client.conversation import CONNECT_TIMEOUT_S, refusal
@@ -24,9 +26,24 @@ LINE_PERIOD_S = 5.0
 
 async def run(context: Context) -> None:
     """Until Ctrl-C."""
+    context.require_admin()
+    async with asking(context) as fetch:
+        if context.terminal.dumb:
+            context.terminal.show(statistics_parts(await fetch()))
+            context.say("A line every five seconds from now on; Ctrl-C ends.")
+            while True:
+                await asyncio.sleep(LINE_PERIOD_S)
+                await context.terminal.line.room()
+                context.say(statistics_line(await fetch()))
+        async with drawing(context.terminal) as draw:
+            await show(fetch, draw, asyncio.sleep)
+
+
+@asynccontextmanager
+async def asking(context: Context) -> AsyncIterator[Callable[[], Awaitable[NetworkStatistics]]]:
+    """Gives what asks the gateway; CommandFailed when it does not answer."""
     import httpx  # a seventh of what the console takes to start
 
-    context.require_admin()
     url = gateway_url(context.paths)
     if url is None:
         raise CommandFailed("the gateway does not run; 'status' shows what does")
@@ -46,12 +63,4 @@ async def run(context: Context) -> None:
                 raise CommandFailed(refusal(response.content, response.reason_phrase))
             return read(response.content)
 
-        if context.terminal.dumb:
-            context.terminal.show(statistics_parts(await fetch()))
-            context.say("A line every five seconds from now on; Ctrl-C ends.")
-            while True:
-                await asyncio.sleep(LINE_PERIOD_S)
-                await context.terminal.line.room()
-                context.say(statistics_line(await fetch()))
-        async with drawing(context.terminal) as draw:
-            await show(fetch, draw, asyncio.sleep)
+        yield fetch

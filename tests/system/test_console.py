@@ -159,6 +159,24 @@ def test_watching(appliance: Booted, person: Terminal) -> None:
     appliance.wait_until_healthy()
 
 
+def test_the_network_live(appliance: Booted, person: Terminal) -> None:
+    person.type("net stats\r")
+    person.expect("p50 / p95 / p99")
+    person.expect("Ctrl-C ends")
+    appliance.chat("Hello")
+    person.expect(r"API +[0-9.e+]+ ms / [0-9.e+]+ ms")
+    person.type(CTRL_C)
+    person.expect(PROMPT)
+
+
+def test_the_doctor_of_the_network(person: Terminal) -> None:
+    person.type("net doctor 127.0.0.1\r")
+    person.expect(r"127\.0\.0\.1: [^\n]* lost")
+    person.expect("in the last hour")
+    person.expect(r"\d+ (well|to look at|failed|skipped)")
+    person.expect(PROMPT)
+
+
 def test_following_the_log(appliance: Booted, person: Terminal) -> None:
     person.type("logs -f\r")
     person.expect("is ready")

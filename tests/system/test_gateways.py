@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -132,6 +133,36 @@ def test_all_gateways_at_once(two: Booted) -> None:
     two.wait_until_gone(before)
     assert two.chat("Are you there?")["content"]
     wait_for("two gateways run", lambda: len(two.pids("gateway")) == 2)
+
+
+def test_statistics_are_of_all_gateways_and_outlive_them(two: Booted) -> None:
+    """Each counts for itself; whichever is asked tells of all."""
+
+    def stats() -> dict[str, Any]:
+        with two.client() as client:
+            found: dict[str, Any] = client.get("/api/v1/system/network/stats").json()
+        return found
+
+    clients = [
+        two.client() for _ in range(32)
+    ]  # which of the two takes a connection is the kernel's to decide
+    for client in clients:
+        assert client.get("/api/v1/personas").status_code == 200
+    seen = wait_for(
+        "all are counted",
+        lambda: (now := stats())["connections"]["http"] >= len(clients) and now,
+    )
+    assert seen["latency"]["api"]["count"] >= len(clients)
+    assert seen["host"]["bytes_in"] >= 0
+    for pid in two.pids("gateway"):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_replaced(two, pid)
+    for client in clients:
+        client.close()
+    after = wait_for("theirs are gone", lambda: (now := stats())["connections"]["http"] < 16 and now)
+    assert after["latency"]["api"]["count"] > seen["latency"]["api"]["count"]
+    assert after["connections"]["total_today"] > seen["connections"]["total_today"]
+    assert after["since"] == seen["since"]
 
 
 def test_one_gateway_a_core(state: Path) -> None:

@@ -591,8 +591,7 @@ def test_the_doctor_looks_where_the_gateway_cannot(running: Machine) -> None:
     seen = {(each["check"], each["outcome"]) for each in findings}
     assert ("ports", "ok") in seen, findings
     assert ("latency", "ok") in seen, findings
-    assert ("mtu", "ok") in seen, findings
-    assert "address" not in {each["check"] for each in findings if "only root may ask" in each["symptom"]}
+    assert not [each for each in findings if each["symptom"].startswith("ip ")], "the program could be used"
     stranger = running.run(
         *("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
         *(HOME / "bin/python", "-c"),

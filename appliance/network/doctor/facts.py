@@ -94,7 +94,11 @@ async def run(*words: str) -> str:
                 process.kill()
             await process.wait()
     if process.returncode:
-        raise NoProgram(f"{words[0]} says: {complained[:300].decode('utf-8', 'replace').strip()}")
+        why = (
+            complained[:300].decode("utf-8", "replace").strip()
+            or f"nothing, and ends with {process.returncode}"
+        )
+        raise NoProgram(f"{words[0]} says: {why}")
     return said[:OUTPUT_LIMIT_BYTES].decode("utf-8", "replace")
 
 

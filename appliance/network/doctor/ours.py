@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from appliance.config.network import Api
+from appliance.telemetry.network_statistics import Errors
 from appliance.wire.messages import Check, Finding
 
 from . import certificate as certificates
@@ -118,6 +119,42 @@ def certificate(api: Api, now: float) -> Finding:
         )
     names = f" for {', '.join(validity.names[:8])}" if validity.names else ""
     return ok(Check.CERTIFICATE, "api", f"valid for {days:.0f} more days{names}")
+
+
+def errors(counted: Errors) -> list[Finding]:
+    """What the gateway has counted in the last hour, and what clients saw of it."""
+    found: list[Finding] = []
+    if counted.rate_limited:
+        found.append(
+            warning(
+                Check.ERRORS,
+                "",
+                f"{counted.rate_limited} requests of the last hour were refused: too many",
+                "a client asks more often than its tier allows",
+                "give it a higher tier, or let it wait as long as Retry-After says",
+            )
+        )
+    if counted.timeouts:
+        found.append(
+            warning(
+                Check.ERRORS,
+                "",
+                f"{counted.timeouts} connections of the last hour were given up in the middle",
+                "a firewall or router forgets connections that are idle, or a client vanishes without a word",
+                "raise its idle timeout; let clients keep connections alive",
+            )
+        )
+    if counted.server:
+        found.append(
+            warning(
+                Check.ERRORS,
+                "",
+                f"{counted.server} requests of the last hour failed on our side",
+                "no place was free in time, a worker died, or there is a bug",
+                "'coral-reef repair list'; 'coral-reef logs'",
+            )
+        )
+    return found or [ok(Check.ERRORS, "", "none in the last hour but what clients got wrong themselves")]
 
 
 def clients(sockets: Sockets, ports: Collection[int]) -> Finding:
