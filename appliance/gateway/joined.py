@@ -26,13 +26,11 @@ class Joined(asyncio.Transport):
         self._begun = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        counters = self._counters
-        counters.row[Counter.BYTES_OUT] += len(data)
         if self._since is not None and data[9] != _INTERIM:
-            counters.took(Channel.HTTP, time.perf_counter() - self._since)
+            self._counters.took(Channel.HTTP, time.perf_counter() - self._since)
             self._since = None
             if data[9] >= _ERROR:
-                counters.failed(int(bytes(data[_STATUS])))
+                self._counters.failed(int(bytes(data[_STATUS])))
         if not self._begun:
             self._begun = True
             self._first = data
@@ -40,8 +38,10 @@ class Joined(asyncio.Transport):
         elif self._first is not None:
             first, self._first = self._first, None
             self._transport.writelines([first, data])
+            self._counters.row[Counter.BYTES_OUT] += len(first) + len(data)
         else:
             self._transport.write(data)
+            self._counters.row[Counter.BYTES_OUT] += len(data)
 
     def close(self) -> None:
         self._flush()
@@ -53,6 +53,7 @@ class Joined(asyncio.Transport):
     def _flush(self) -> None:
         if self._first is not None and not self._transport.is_closing():
             self._transport.write(self._first)
+            self._counters.row[Counter.BYTES_OUT] += len(self._first)
         self._first = None
 
 

@@ -34,13 +34,14 @@ from .errors import (
     Unmanaged,
 )
 from .firewall.attached import with_attached
+from .firewall.nft import differ_in_networks_alone
 from .firewall.rules import Firewall, firewall_of
 from .firewall.table import Counter, Table
 from .hardware import Binding, bind
 from .history import History, Revision, digest
 from .managed_objects import NAME, ROOT
 from .networkmanager import NetworkManager
-from .plan import Activate, Make, Step, described, plan
+from .plan import Activate, Filter, Make, Step, described, plan
 from .profiles import Current, Desired
 from .recovery import recover
 from .transaction import Applied, Transaction
@@ -118,7 +119,7 @@ class Keeper:
         self._file, self._folder = file, folder
         self._record, self._candidate = folder / "change.json", folder / "candidate.yaml"
         self._rejected = folder / "rejected"
-        self._table = Table(firewall_record)
+        self._table = Table(firewall_record, at_boot=folder / "firewall.nft")
         self._history = History(folder / "history")
         self._changed = changed
         self.troubles = Troubles()
@@ -581,8 +582,16 @@ class _Rules:
 
 
 def _is_only_late(step: Step) -> bool:
-    """Nobody changed anything: hardware or a cable came."""
-    return isinstance(step, Activate) or (isinstance(step, Make) and not step.old)
+    """Nobody changed anything: hardware, a cable or a lease came."""
+    match step:
+        case Activate():
+            return True
+        case Make():
+            return not step.old
+        case Filter():
+            return differ_in_networks_alone(step.old, step.rules)
+        case _:
+            return False
 
 
 def _is_nobodys_fault(error: NetworkError) -> bool:

@@ -20,14 +20,17 @@ ERROR = 10 ** (0.5 / PER_DECADE) - 1
 
 _OFFSET = -log10(SHORTEST_S) * PER_DECADE
 
+#: From here on the logarithm may be rounded up into a bucket that there is not.
+_LAST_S = LONGEST_S * (1 - 1e-9)
+
 
 def bucket_of(seconds: float) -> int:
     """Which bucket counts a duration."""
     if seconds <= SHORTEST_S:
         return 0
-    if seconds >= LONGEST_S:
+    if seconds >= _LAST_S:
         return BUCKETS - 1
-    return min(int(log10(seconds) * PER_DECADE + _OFFSET), BUCKETS - 1)
+    return int(log10(seconds) * PER_DECADE + _OFFSET)
 
 
 def upper_edge_s(bucket: int) -> float:

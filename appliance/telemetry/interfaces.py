@@ -15,6 +15,9 @@ INTERFACES_LIMIT = 256
 #: How often the counters are read.
 PERIOD_S = 1.0
 
+#: Readings that are nearer to one another tell no rate.
+_LEAST_S = 0.01
+
 #: ARPHRD_LOOPBACK of linux/if_arp.h.
 _LOOPBACK = 772
 
@@ -86,6 +89,8 @@ class Interfaces:
     def take(self, readings: Mapping[str, Reading], now: float, day: int) -> None:
         """Takes the counters as they are `now`, in seconds of any clock that does not jump, on this local day."""
         passed_s = now - self._at
+        if self._before and passed_s < _LEAST_S:
+            return
         if day != self._day:
             self._day = day
             for rates in (self._sum, *self._rates.values()):
@@ -98,11 +103,11 @@ class Interfaces:
             # Of one that is new we do not know since when; of one that was made anew, the counters start again.
             if before is not None and reading.received >= before.received and reading.sent >= before.sent:
                 carried_in, carried_out = reading.received - before.received, reading.sent - before.sent
-            if passed_s > 0:
+            if self._before:
                 _note(self._rates[name], carried_in / passed_s, carried_out / passed_s)
                 if reading.port:
                     total_in, total_out = total_in + carried_in / passed_s, total_out + carried_out / passed_s
-        if passed_s > 0:
+        if self._before:
             _note(self._sum, total_in, total_out)
         self._before, self._at = readings, now
 

@@ -122,9 +122,9 @@ async def test_without_the_supervisor_there_is_what_we_count_ourselves(served: S
         await served.fake.start_supervisor()
 
     async def together() -> bool:
-        return (await stats(served))["host"] is not None
+        return bool((await stats(served))["interfaces"])
 
-    await ask_until("it is there again", together)
+    await ask_until("it is not alone any more", together)
 
 
 async def test_not_for_everybody(served: Served) -> None:

@@ -224,6 +224,29 @@ async def test_the_firewall_is_put_up_again(
             await wait_until("it is up again", lambda: world.snapshot()["firewall"] == before, within_s=60)
 
 
+async def test_a_tunnel_that_comes_up_is_no_drift(
+    world: World, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The firewall learns of its network, even where drift is only reported."""
+    monkeypatch.setattr(keeping, "LOOK_S", 0.5)
+    async with kept.running():
+        await kept.apply("drift: report\n" + ONE)
+        assert "10.88.0.0/24" not in world.snapshot()["firewall"]
+        for words in (
+            "link add wg0 type veth peer name elsewhere",
+            "address add 10.88.0.1/24 dev wg0",
+            "link set elsewhere up",
+            "link set wg0 up",
+        ):
+            world._start("ip", *words.split()).wait()
+        await wait_until(
+            "the firewall knows it",
+            lambda: '"wg0" . 10.88.0.0/24' in world.snapshot()["firewall"],
+            within_s=60,
+        )
+        assert not kept.troubles.drift
+
+
 async def test_a_change_again_and_again_is_not_fought_for_ever(
     world: World, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,9 @@ SERVICES = (SUPERVISOR, GATEWAY)
 #: What serves the desktop at the USB port.
 GADGET, USB_DHCP = "coral-reef-gadget.service", "coral-reef-usb-dhcp.service"
 
+#: What loads the firewall's rules of before, at boot.
+FIREWALL = "coral-reef-firewall.service"
+
 #: What looks at the network, for each who asks at its socket.
 DOCTOR, DOCTOR_SOCKET = "coral-reef-doctor@.service", "coral-reef-doctor.socket"
 

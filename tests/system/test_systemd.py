@@ -21,6 +21,7 @@ from .guest import HOME
 from .installed import (
     DOCTOR,
     DOCTOR_SOCKET,
+    FIREWALL,
     GADGET,
     GATEWAY,
     MARKS,
@@ -41,7 +42,7 @@ from .nspawn import Machine
 
 pytestmark = MARKS
 
-MORE = (GADGET, USB_DHCP, DOCTOR_SOCKET)
+MORE = (GADGET, USB_DHCP, DOCTOR_SOCKET, FIREWALL)
 
 #: What udev wants when an Edge TPU comes.
 TPU_TARGET = "coral-reef-tpu.target"
@@ -96,7 +97,7 @@ def test_verify_prints_nothing(machine: Machine) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("unit", [*SERVICES, GADGET, USB_DHCP, DOCTOR])
+@pytest.mark.parametrize("unit", [*SERVICES, GADGET, USB_DHCP, DOCTOR, FIREWALL])
 def test_exposure(machine: Machine, unit: str) -> None:
     shown = machine.out(
         "systemd-analyze", "security", "--offline=yes", f"/usr/lib/systemd/system/{unit}", "--no-pager"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.waiting import wait_for
 
-from .installed import MARKS, SUPERVISOR, enable, main_pid, wait_until_ready
+from .installed import FIREWALL, MARKS, SUPERVISOR, enable, main_pid, wait_until_ready
 from .nspawn import Machine
 
 pytestmark = MARKS
@@ -182,3 +182,17 @@ def test_after_a_restart_it_is_as_it_was(tower: Machine) -> None:
     wait_until_ready(tower)
     assert "was so already" in tower.out("coral-reef", "net", "apply")
     assert tower.out("nmcli", "-t", "-f", "UUID,NAME,DEVICE", "connection", "show") == before
+
+
+def test_the_rules_of_before_are_there_at_boot(tower: Machine) -> None:
+    """Before any interface is, and by who has no right but that over networks."""
+    listing = ("nft", "--stateless", "list", "table", "inet", "coral_reef")
+    before = tower.out(*listing)
+    tower.run("systemctl", "stop", SUPERVISOR)
+    tower.run("nft", "delete", "table", "inet", "coral_reef")
+    tower.run("systemctl", "start", FIREWALL)
+    assert tower.out(*listing) == before
+    assert "network-pre.target" in tower.show(FIREWALL, "Before").split()
+    tower.run("systemctl", "start", SUPERVISOR)
+    wait_until_ready(tower)
+    assert tower.out(*listing) == before

@@ -40,21 +40,6 @@ def explained(firewall: Firewall, counters: Mapping[str, Counter]) -> Iterator[E
             )
 
 
-def lines(firewall: Firewall, counters: Mapping[str, Counter]) -> Iterator[str]:
-    """For a terminal, two lines a rule: what it matches and has counted, and why it is there."""
-    direction = ""
-    for each in explained(firewall, counters):
-        if each.direction != direction:
-            direction = each.direction
-            yield _TITLES[direction]
-        counted = each.idle or f"{each.counter.packets:,} packets, {each.counter.size_bytes:,} bytes"
-        yield f"  {each.verdict:<6} {each.which or 'whatever it is'}: {counted}"
-        yield f"         {each.words}"
-
-
-_TITLES = {"in": "Into the tower:", "out": "Out of the tower:", "through": "Through the tower:"}
-
-
 def _which(entry: Entry, direction: str) -> str:
     from_or_to = "to" if direction == "out" else "from"
     parts = [

@@ -31,6 +31,7 @@ class Firewall:
 
 def firewall_of(network: Network, zones: Sequence[Zone]) -> Firewall:
     """What network.yaml means for these zones. Several of one interface add up; one that is in no zone offers nothing.
+    Rules, the owner's too, decide about new connections: what was let through goes on until it ends.
 
     ValueError for a value that still holds an unset `${NAME}`.
     """

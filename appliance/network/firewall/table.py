@@ -62,10 +62,12 @@ class Table:
     """Raises CommandFailed; then the kernel has what it had before.
 
     `record` is a file that ends with the kernel's tables (below /run): whoever starts anew knows by it what was loaded.
+    `at_boot` is one that stays: coral-reef-firewall.service loads it before the machine has a network, and before there is
+    anybody of ours.
     """
 
-    def __init__(self, record: Path, run: Run = run_command) -> None:
-        self._record, self._run = record, run
+    def __init__(self, record: Path, run: Run = run_command, *, at_boot: Path | None = None) -> None:
+        self._record, self._run, self._at_boot = record, run, at_boot
 
     def load(self, text: str) -> None:
         """Replaces our table by `Firewall.text()` in one transaction; empty takes it away."""
@@ -73,6 +75,11 @@ class Table:
         listing = self._listing() if text else ""
         record = _Record(text, _digest(listing))
         write_atomically(self._record, msgspec.json.encode(record), mode=0o600)
+        if self._at_boot is not None:
+            if text:
+                write_atomically(self._at_boot, text.encode(), mode=0o600)
+            else:
+                self._at_boot.unlink(missing_ok=True)
 
     def standing(self) -> str:
         """The text that was loaded last, if the table still is as it was then. Empty: no table. Else what there is instead, as

@@ -6,11 +6,13 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from appliance.network.direct_mode import DirectMode, firewall, no_firewall
 from appliance.network.firewall.attached import with_attached
 from appliance.network.firewall.zones import Zone
 from tests.network.firewall.lab import FAMILIES, TCP, UDP, Lab, Side, lab, settings, swept
@@ -311,6 +313,32 @@ def test_the_owners_rules_come_first(place: Lab) -> None:
         assert swept(*out) == ({9100, 443} if version == 4 else {443})
         out = (place.tower, phone.tower[version], phone.net, phone.addresses[version], TCP, [443])
         assert swept(*out) == (set() if version == 4 else {443})
+
+
+def test_the_usb_link_has_its_own_table(place: Lab) -> None:
+    """Both must let a packet through: that one decides, whatever the owner's rules say."""
+    place.load(
+        settings(
+            "",
+            rules=[
+                {"name": "nobody", "action": "drop"},
+                {"name": "no one", "action": "drop", "direction": "out"},
+            ],
+        )
+    )
+    desktop = place.sides["desktop"]
+    place.tower.run("nft", "-f", "-", stdin=firewall(DirectMode(IPv4Interface(f"{desktop.tower[4]}/24"))))
+    with desktop.net.here():
+        # That table lets no ICMP error in, by which `reaches` would know that it has tried: nobody listens, and who gets through
+        # is told so.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((desktop.tower[4], 8080), timeout=30)
+        for port in (22, 8443):
+            with pytest.raises(TimeoutError):
+                socket.create_connection((desktop.tower[4], port), timeout=0.5)
+    assert pinged(desktop.net, desktop.tower[4], 4)
+    assert reaches(place, place.sides["home"], 4, [22, 8080, 8443]) == set()
+    place.tower.run("nft", "-f", "-", stdin=no_firewall())
 
 
 def test_a_forbidden_destination_says_so_at_once(place: Lab) -> None:

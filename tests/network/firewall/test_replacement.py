@@ -207,6 +207,19 @@ def test_one_that_was_taken_away(place: Lab, tmp_path: Path) -> None:
     assert Table(tmp_path / "firewall.json", place.tower.run).standing().startswith(CHANGED)
 
 
+def test_what_is_loaded_at_boot(place: Lab, tmp_path: Path) -> None:
+    """A file that nft takes as it is, before any program of ours runs; without a firewall, none."""
+    at_boot = tmp_path / "firewall.nft"
+    table = Table(tmp_path / "firewall.json", place.tower.run, at_boot=at_boot)
+    text = firewall_of(ONE, place.zones()).text()
+    table.load(text)
+    place.tower.run("nft", "delete", "table", "inet", TABLE)
+    place.tower.run("nft", "-f", str(at_boot))
+    assert table.standing() == text
+    table.load("")
+    assert not at_boot.exists()
+
+
 def test_traffic_is_no_change_and_is_counted(place: Lab) -> None:
     text = place.load(ONE).text()
     home = place.sides["home"]
