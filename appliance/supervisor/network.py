@@ -13,6 +13,7 @@ from appliance.network.direct_mode import INTERFACE
 from appliance.network.errors import Busy as ChangeWaits
 from appliance.network.errors import NetworkError
 from appliance.network.firewall.explain import Explained, explained
+from appliance.network.hardware import PANEL
 from appliance.network.keeper import Keeper, Troubles, View
 from appliance.network.kernel import mtu_of
 from appliance.network.profiles import Device
@@ -188,7 +189,7 @@ def _ports(view: View) -> Iterator[NetworkPort]:
     counters = psutil.net_io_counters(pernic=True)
     roles = {**{device.name: str(role) for role, device in view.binding.devices.items()}, **view.roles}
     devices = [each for each in view.current.devices if each.kind != "loopback" and each.name != INTERFACE]
-    for device in sorted(devices, key=lambda each: (each.name not in roles, roles.get(each.name, each.name))):
+    for device in sorted(devices, key=lambda each: _place(roles.get(each.name, ""), each.name)):
         role = roles.get(device.name, "")
         traffic = counters.get(device.name)
         yield NetworkPort(
@@ -209,6 +210,13 @@ def _ports(view: View) -> Iterator[NetworkPort]:
         )
     for missing, why in view.binding.missing.items():
         yield NetworkPort(role=str(missing), interface="", kind="", state=PortState.MISSING, detail=why)
+
+
+def _place(role: str, interface: str) -> tuple[int, str]:
+    """Along the rear panel, with what stands on a port behind it; what has no role comes last."""
+    port = role.partition(".")[0]
+    places = [str(each) for each in PANEL]
+    return places.index(port) if port in places else len(places), role or interface
 
 
 def _state(device: Device) -> PortState:
