@@ -9,8 +9,9 @@ from .errors import ActivationFailed, Failure
 ACTIVATING, ACTIVATED, DEACTIVATING, DEACTIVATED = 1, 2, 3, 4
 
 #: NMDeviceState.
-DEVICE_DISCONNECTED, DEVICE_PREPARE, IP_CONFIG, SECONDARIES, DEVICE_FAILED = 30, 40, 70, 90, 120
+DEVICE_DISCONNECTED, DEVICE_PREPARE, IP_CONFIG, SECONDARIES, DEVICE_DEACTIVATING = 30, 40, 70, 90, 110
 
+PROFILE_DELETED = 38
 _NO_SECRETS, _CARRIER, _SSID_NOT_FOUND = 7, 40, 53
 
 _REASONS: dict[int, tuple[Failure, str]] = {
@@ -30,7 +31,7 @@ _REASONS: dict[int, tuple[Failure, str]] = {
     35: (Failure.NO_DEVICE, "the device's firmware is missing"),
     36: (Failure.NO_DEVICE, "the device was removed"),
     37: (Failure.OTHER, "NetworkManager's networking is switched off"),
-    38: (Failure.OTHER, "somebody deleted the profile"),
+    PROFILE_DELETED: (Failure.OTHER, "somebody deleted the profile"),
     39: (Failure.OTHER, "somebody disconnected it"),
     _CARRIER: (Failure.NO_CARRIER, "the cable came out, or the other end is off"),
     50: (Failure.OTHER, "what it stands on did not become active"),
@@ -49,7 +50,7 @@ _CONNECTION_REASONS: dict[int, tuple[Failure, str]] = {
     5: _REASONS[5],
     6: (Failure.OTHER, "it took too long"),
     9: _REASONS[_NO_SECRETS],
-    11: _REASONS[38],
+    11: _REASONS[PROFILE_DELETED],
     12: _REASONS[50],
     13: (Failure.NO_DEVICE, "the kernel does not make such a device"),
     14: _REASONS[36],

@@ -39,10 +39,12 @@ from .firewall.rules import Firewall, firewall_of
 from .firewall.table import Counter, Table
 from .hardware import Binding, bind
 from .history import History, Revision, digest
-from .networkmanager import NAME, ROOT, NetworkManager
+from .managed_objects import NAME, ROOT
+from .networkmanager import NetworkManager
 from .plan import Activate, Filter, Make, Step, described, plan
 from .profiles import Current, Desired
-from .transaction import Applied, Transaction, recover
+from .recovery import recover
+from .transaction import Applied, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +163,8 @@ class Keeper:
                 bus.watching_owner(NAME, lambda _: self._stirred.set()),
             ):
                 if not await manager.running():
-                    raise NetworkManagerMissing("NetworkManager does not run, or has not finished its start")
+                    raise NetworkManagerMissing("NetworkManager does not run")
+                await manager.settled()
                 self._manager = manager
                 try:
                     yield

@@ -1,19 +1,13 @@
-"""NetworkManager, over D-Bus: what there is, and each thing that can be asked of it. Decides nothing.
-
-A profile is ours when its `user` setting says which role it has and which uuid: a copy that somebody makes of it has another
-uuid, and is theirs.
-"""
+"""NetworkManager, over D-Bus: what there is, and each thing that can be asked of it. Decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from typing import Any
 
 from appliance.system_bus import Bus, BusError, Match, Signal, Typed, plain
@@ -23,63 +17,48 @@ from .activation import (
     ACTIVATING,
     DEACTIVATED,
     DEACTIVATING,
+    DEVICE_DEACTIVATING,
     DEVICE_DISCONNECTED,
-    DEVICE_FAILED,
     DEVICE_PREPARE,
     IP_CONFIG,
+    PROFILE_DELETED,
     SECONDARIES,
     Ended,
     failure,
 )
-from .connection_settings import LEGACY, Encoded, decode, encode, section_of, text_of
+from .connection_settings import LEGACY, Encoded, decode, encode, text_of
 from .errors import (
     ActivationFailed,
-    BadSettings,
     Failure,
     NetworkManagerFailed,
     NetworkManagerMissing,
 )
-from .kernel import mtu_limits
-from .profiles import OWNED, SECRETS, Current, Device, Found, Profile
+from .managed_objects import (
+    ACTIVE,
+    CONNECTION,
+    DEVICE,
+    NAME,
+    OBJECTS,
+    ROLE_KEY,
+    ROOT,
+    SETTINGS,
+    UUID_KEY,
+    Objects,
+    devices_in,
+    found_in,
+    has_carrier,
+    interfaces_in,
+    running_in,
+    seen_networks,
+)
+from .profiles import OWNED, SECRETS, Current, Profile
 
-log = logging.getLogger(__name__)
-
-NAME = "org.freedesktop.NetworkManager"
-ROOT = "/org/freedesktop/NetworkManager"
-SETTINGS = f"{ROOT}/Settings"
-OBJECTS = "/org/freedesktop"
-
-_DEVICE = f"{NAME}.Device"
-_ACTIVE = f"{NAME}.Connection.Active"
-_CONNECTION = f"{NAME}.Settings.Connection"
 _CHECKPOINT = f"{NAME}.Checkpoint"
-_ACCESS_POINT = f"{NAME}.AccessPoint"
-
-#: Of a profile's `user.data`.
-ROLE_KEY = "org.coral-reef.role"
-UUID_KEY = "org.coral-reef.uuid"
-
-#: NMDeviceType, those that a tower may have.
-KINDS = {
-    1: "ethernet",
-    2: "wifi",
-    10: "bond",
-    11: "vlan",
-    13: "bridge",
-    20: "veth",
-    22: "dummy",
-    32: "loopback",
-}
 
 _ADD_IN_MEMORY, _ADD_BLOCK_AUTOCONNECT = 0x2, 0x20
 _UPDATE_TO_DISK = 0x1
-_UNSAVED = 0x1
-_CARRIER = 0x10000  # NMDeviceInterfaceFlags
 _TRACK_DNS = 0x20
 _SAE = 0x400  # NM80211ApSecurityFlags, KEY_MGMT_SAE
-
-#: A profile's sections that stay whatever its type.
-_COMMON_SECTIONS = frozenset({"connection", "ipv4", "ipv6", "user"})
 
 #: DHCP alone may take 45 s, an unwilling WPA3 network 26.
 ACTIVATION_S = 75.0
@@ -102,8 +81,6 @@ _NO_SUCH = frozenset(
         f"{NAME}.Settings.InvalidConnection",
     }
 )
-
-Objects = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -152,20 +129,20 @@ class NetworkManager:
     async def current(self) -> Current:
         """Its devices (what they take at most is the kernel's word) and profiles; of the firewall it knows nothing."""
         objects = await self._objects()
-        paths = [path for path, interfaces in objects.items() if _CONNECTION in interfaces]
+        paths = [path for path, interfaces in objects.items() if CONNECTION in interfaces]
         answers = await asyncio.gather(*(self._settings_of(path) for path in paths))
-        active = {each.uuid: each for each in _active(objects)}
+        active = {each.uuid: each for each in running_in(objects)}
         profiles = []
         for path, raw in zip(paths, answers, strict=True):
             if raw is None:
                 continue  # deleted meanwhile
-            found = _found(plain(raw), objects[path][_CONNECTION], active)
+            found = found_in(plain(raw), objects[path][CONNECTION], active)
             if found is None:
                 continue
             if found.role and not SECRETS.keys().isdisjoint(raw):
                 found = dataclasses.replace(found, secrets=await self._own_secrets(path, raw))
             profiles.append(found)
-        return Current(tuple(profiles), tuple(_devices(objects)))
+        return Current(tuple(profiles), tuple(devices_in(objects)))
 
     async def _own_secrets(self, path: str, sections: Iterable[str]) -> dict[str, dict[str, str]]:
         """Those that we may have given it."""
@@ -181,7 +158,7 @@ class NetworkManager:
 
     async def _settings_of(self, path: str) -> dict[str, dict[str, Typed]] | None:
         try:
-            (raw,) = await self._call(path, _CONNECTION, "GetSettings")
+            (raw,) = await self._call(path, CONNECTION, "GetSettings")
         except NetworkManagerFailed as error:
             if error.name in _NO_SUCH:
                 return None
@@ -235,7 +212,7 @@ class NetworkManager:
 
     async def _secrets_of(self, path: str, section: str) -> dict[str, Typed]:
         try:
-            (secrets,) = await self._call(path, _CONNECTION, "GetSecrets", "s", [section])
+            (secrets,) = await self._call(path, CONNECTION, "GetSecrets", "s", [section])
         except NetworkManagerFailed as error:
             # It has none, and nobody is there to be asked for it; or it is gone.
             if error.name.endswith(".NoSecrets") or error.name in _NO_SUCH:
@@ -246,7 +223,7 @@ class NetworkManager:
     async def save(self, uuid: str) -> None:
         """Writes it to the disk as it is."""
         path = await self._existing(uuid)
-        await self._call(path, _CONNECTION, "Update2", "a{sa{sv}}ua{sv}", [{}, _UPDATE_TO_DISK, {}])
+        await self._call(path, CONNECTION, "Update2", "a{sa{sv}}ua{sv}", [{}, _UPDATE_TO_DISK, {}])
 
     async def delete(self, uuid: str) -> bool:
         """Deletes it wherever it is, and takes down what runs with it. False: there is none."""
@@ -254,7 +231,7 @@ class NetworkManager:
         if not path:
             return False
         try:
-            await self._call(path, _CONNECTION, "Delete")
+            await self._call(path, CONNECTION, "Delete")
         except NetworkManagerFailed as error:
             if error.name not in _NO_SUCH:
                 raise
@@ -284,8 +261,8 @@ class NetworkManager:
         """Begins to activate it. The caller must `follow` what this returns. ActivationFailed."""
         path = await self._existing(uuid)
         objects = await self._objects()
-        device = next((each for each, name in _interfaces(objects) if name == interface), "")
-        activation = Activation(uuid, interface, device, _seen_networks(objects, device))
+        device = next((each for each, name in interfaces_in(objects) if name == interface), "")
+        activation = Activation(uuid, interface, device, seen_networks(objects, device))
         await activation.listen(self._bus)
         try:
             (activation.path,) = await self._call(
@@ -299,7 +276,7 @@ class NetworkManager:
             kind = Failure.OTHER
             if not device:
                 kind = Failure.NO_DEVICE
-            elif not _has_carrier(objects[device][_DEVICE]):
+            elif not has_carrier(objects[device][DEVICE]):
                 kind = Failure.NO_CARRIER
             raise ActivationFailed(f"{interface} cannot be activated: {error}", kind) from error
         except BaseException:
@@ -325,38 +302,41 @@ class NetworkManager:
             if state == ACTIVATED:
                 return
             if state != ACTIVATING:
-                raw = await self._settings_of(await self._path_of(activation.uuid) or "/")
-                name = plain(raw or {}).get("connection", {}).get("id", activation.uuid)
-                ended = Ended(
-                    activation.device_reason,
-                    activation.connection_reason,
-                    await self._has_sae(activation, raw),
-                )
-                raise failure(name, activation.interface, ended)
+                raise await self._why(activation)
             await activation.happened.wait()
+
+    async def _why(self, activation: Activation) -> ActivationFailed:
+        path = await self._path_of(activation.uuid)
+        raw = await self._settings_of(path) if path else None
+        if raw is None:
+            return failure(activation.uuid, activation.interface, Ended(PROFILE_DELETED))
+        settings = plain(raw)
+        sees_sae = await self._has_sae(activation, settings)
+        ended = Ended(activation.device_reason, activation.connection_reason, sees_sae)
+        return failure(settings["connection"]["id"], activation.interface, ended)
 
     async def _state_of(self, path: str) -> int:
         """NMActiveConnectionState; 0 when it is gone."""
         try:
-            return int(await self._bus.get(NAME, path, _ACTIVE, "State"))
+            return int(await self._bus.get(NAME, path, ACTIVE, "State"))
         except BusError as error:
             if error.name in _NO_SUCH:
                 return 0
             raise _failed("State", error) from error
 
-    async def _has_sae(self, activation: Activation, raw: Any) -> bool:
+    async def _has_sae(self, activation: Activation, settings: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether its network is there and speaks WPA3."""
-        ssid = plain(raw or {}).get("802-11-wireless", {}).get("ssid", b"")
+        ssid = settings.get("802-11-wireless", {}).get("ssid", b"")
         if not ssid:
             return False
-        seen = {**activation.seen, **_seen_networks(await self._objects(), activation.device)}
+        seen = {**activation.seen, **seen_networks(await self._objects(), activation.device)}
         return bool(seen.get(bytes(ssid), 0) & _SAE)
 
     async def _too_slow(self, activation: Activation, within_s: float) -> ActivationFailed:
         objects = await self._objects()
-        paths = objects.get(activation.path, {}).get(_ACTIVE, {}).get("Devices", [])
-        devices = [objects.get(path, {}).get(_DEVICE, {}) for path in paths]
-        if devices and not any(map(_has_carrier, devices)):
+        paths = objects.get(activation.path, {}).get(ACTIVE, {}).get("Devices", [])
+        devices = [objects.get(path, {}).get(DEVICE, {}) for path in paths]
+        if devices and not any(map(has_carrier, devices)):
             return ActivationFailed(
                 f"{activation.interface} has no cable, or nothing at its other end", Failure.NO_CARRIER
             )
@@ -371,12 +351,12 @@ class NetworkManager:
     async def follow_running(self, uuid: str, *, within_s: float = ACTIVATION_S) -> bool:
         """Follows what somebody else began with this profile; False when it is not active and not being activated."""
         objects = await self._objects()
-        running = next((each for each in _active(objects) if each.uuid == uuid), None)
+        running = next((each for each in running_in(objects) if each.uuid == uuid), None)
         if running is None or running.state not in (ACTIVATING, ACTIVATED):
             return False
         if running.state == ACTIVATED:
             return True
-        device = next((each for each, name in _interfaces(objects) if name == running.device), "")
+        device = next((each for each, name in interfaces_in(objects) if name == running.device), "")
         activation = Activation(uuid, running.device, device, {})
         await activation.listen(self._bus)
         activation.path = running.path
@@ -385,7 +365,7 @@ class NetworkManager:
 
     async def deactivate(self, uuid: str, *, within_s: float = DEACTIVATION_S) -> bool:
         """Returns when it is not active any more; False when it was not. Its device then stays without."""
-        running = next((each for each in _active(await self._objects()) if each.uuid == uuid), None)
+        running = next((each for each in running_in(await self._objects()) if each.uuid == uuid), None)
         if running is None:
             return False
         gone = asyncio.Event()
@@ -416,7 +396,7 @@ class NetworkManager:
         Of these devices alone, and without DELETE_NEW_CONNECTIONS: what somebody else does meanwhile is not ours to undo.
         """
         objects = await self._objects()
-        paths = [path for path, name in _interfaces(objects) if name in interfaces]
+        paths = [path for path, name in interfaces_in(objects) if name in interfaces]
         if not paths:
             return ""
         arguments = [paths, timeout_s, _TRACK_DNS]
@@ -438,7 +418,7 @@ class NetworkManager:
 
     async def checkpoints(self) -> list[Checkpoint]:
         objects = await self._objects()
-        names = dict(_interfaces(objects))
+        names = dict(interfaces_in(objects))
         return [
             Checkpoint(
                 path,
@@ -494,8 +474,8 @@ class Activation:
         """Before anything happens: what is over when one begins to listen is never heard of."""
         try:
             for match in (
-                Match(sender=NAME, interface=_DEVICE, member="StateChanged"),
-                Match(sender=NAME, interface=_ACTIVE, member="StateChanged"),
+                Match(sender=NAME, interface=DEVICE, member="StateChanged"),
+                Match(sender=NAME, interface=ACTIVE, member="StateChanged"),
             ):
                 await self._stack.enter_async_context(bus.listening(match, self._heard))
             await self._stack.enter_async_context(bus.watching_owner(NAME, lambda _: self.happened.set()))
@@ -511,26 +491,16 @@ class Activation:
         itself: of that we want to know nothing."""
         if self._ended:
             return
-        if signal.interface == _DEVICE and signal.path == self.device:
+        if signal.interface == DEVICE and signal.path == self.device:
             new, _, reason = signal.body
             if new == DEVICE_PREPARE:
                 self.device_reason = 0  # what was before ended so, not this
-            elif new == DEVICE_FAILED or (new <= DEVICE_DISCONNECTED and not self.device_reason):
+            elif new >= DEVICE_DEACTIVATING or (new <= DEVICE_DISCONNECTED and not self.device_reason):
                 self.device_reason = reason
-        elif signal.interface == _ACTIVE and signal.path == self.path:
+        elif signal.interface == ACTIVE and signal.path == self.path:
             state, self.connection_reason = signal.body
             self._ended = state == DEACTIVATED
         self.happened.set()
-
-
-@dataclass(frozen=True)
-class _Running:
-    """An ActiveConnection: `device` is the interface's name, empty before it is made."""
-
-    path: str
-    uuid: str
-    state: int
-    device: str
 
 
 def _failed(member: str, error: BusError) -> NetworkManagerFailed:
@@ -551,114 +521,3 @@ def _ours(section: str, key: str) -> bool:
     if section == "connection":
         return key in OWNED[section] or key in ("uuid", "timestamp")
     return key in OWNED.get(section, {})
-
-
-def _interfaces(objects: Objects) -> Iterator[tuple[str, str]]:
-    """The path and the name of each device that is there."""
-    for path, values in objects.items():
-        if (device := values.get(_DEVICE)) is not None and device.get("Real", True):
-            yield path, str(device.get("Interface", ""))
-
-
-def _active(objects: Objects) -> Iterator[_Running]:
-    names = dict(_interfaces(objects))
-    for path, values in objects.items():
-        if (active := values.get(_ACTIVE)) is None:
-            continue
-        devices = [names[each] for each in active.get("Devices", []) if each in names]
-        yield _Running(
-            path, str(active.get("Uuid", "")), int(active.get("State", 0)), devices[0] if devices else ""
-        )
-
-
-def _found(raw: Any, properties: Mapping[str, Any], active: Mapping[str, _Running]) -> Found | None:
-    """A profile. One whose settings cannot be read is there all the same, with none; without a uuid it is not spoken of."""
-    try:
-        connection = section_of(raw, "connection") or {}
-        uuid, name = text_of(connection.get("uuid")), text_of(connection.get("id", ""))
-    except (BadSettings, ValueError) as error:
-        log.warning("a profile of NetworkManager's cannot be read: %s", error)
-        return None
-    try:
-        settings = decode(raw)
-    except BadSettings as error:
-        log.warning("profile %s: %s", name, error)
-        settings = {}
-    running = active.get(uuid)
-    if running is not None and running.state not in (ACTIVATING, ACTIVATED):
-        running = None
-    return Found(
-        uuid=uuid,
-        role=_role(raw, uuid),
-        name=name,
-        settings=settings,
-        saved=not int(properties.get("Flags", 0)) & _UNSAVED,
-        device=running.device if running else "",
-        activated=running is not None and running.state == ACTIVATED,
-    )
-
-
-def _role(raw: Mapping[str, Any], uuid: str) -> str:
-    """Empty when it is not ours, or a copy of ours."""
-    try:
-        data = (section_of(raw, "user") or {}).get("data", {})
-        role, own = text_of(data.get(ROLE_KEY, "")), text_of(data.get(UUID_KEY, ""))
-    except (BadSettings, ValueError, AttributeError):
-        return ""
-    return role if own == uuid else ""
-
-
-def _devices(objects: Objects) -> Iterator[Device]:
-    limits = mtu_limits()
-    uuids = {each.path: each.uuid for each in _active(objects)}
-    for path, name in _interfaces(objects):
-        values = objects[path]
-        device = values[_DEVICE]
-        wired = values.get(f"{_DEVICE}.Wired", {})
-        wireless = values.get(f"{_DEVICE}.Wireless", {})
-        ip4 = objects.get(str(device.get("Ip4Config")), {}).get(f"{NAME}.IP4Config", {})
-        ip6 = objects.get(str(device.get("Ip6Config")), {}).get(f"{NAME}.IP6Config", {})
-        permanent = wired.get("PermHwAddress") or wireless.get("PermHwAddress")
-        state = int(device.get("State", 0))
-        yield Device(
-            name=name,
-            kind=KINDS.get(int(device.get("DeviceType", 0)), "other"),
-            mac=str(permanent or device.get("HwAddress", "")).lower(),
-            driver=str(device.get("Driver", "")),
-            path=str(device.get("Path", "")),
-            speed_mbps=int(wired.get("Speed", 0)) or int(wireless.get("Bitrate", 0)) // 1000,
-            carrier=_has_carrier(device),
-            managed=bool(device.get("Managed", True)),
-            mtu=int(device.get("Mtu", 0)),
-            mtu_limit=limits.get(name, 0),
-            state=state,
-            addresses=(*_addresses(ip4), *_addresses(ip6)),
-            gateways=tuple(str(each["Gateway"]) for each in (ip4, ip6) if each.get("Gateway")),
-            name_servers=(*_name_servers(ip4), *_name_servers(ip6)),
-            profile=uuids.get(str(device.get("ActiveConnection")), ""),
-        )
-
-
-def _has_carrier(device: Mapping[str, Any]) -> bool:
-    return bool(int(device.get("InterfaceFlags", 0)) & _CARRIER)
-
-
-def _addresses(configuration: Mapping[str, Any]) -> list[str]:
-    return [f"{each['address']}/{each['prefix']}" for each in configuration.get("AddressData", [])]
-
-
-def _name_servers(configuration: Mapping[str, Any]) -> list[str]:
-    """IPv4's are said in words; of IPv6's there are only the bytes."""
-    if "NameserverData" in configuration:
-        return [str(each["address"]) for each in configuration["NameserverData"]]
-    return [str(IPv6Address(bytes(each))) for each in configuration.get("Nameservers", []) if len(each) == 16]
-
-
-def _seen_networks(objects: Objects, device: str) -> dict[bytes, int]:
-    """The Wi-Fi networks that this device sees: name -> what they speak (NM80211ApSecurityFlags)."""
-    seen: dict[bytes, int] = {}
-    for path in objects.get(device, {}).get(f"{_DEVICE}.Wireless", {}).get("AccessPoints", []):
-        point = objects.get(path, {}).get(_ACCESS_POINT, {})
-        name = bytes(point.get("Ssid", b""))
-        seen[name] = seen.get(name, 0) | int(point.get("RsnFlags", 0))
-    return seen

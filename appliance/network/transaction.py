@@ -11,62 +11,28 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from . import record as records
-from .errors import (
-    ActivationFailed,
-    ApplyFailed,
-    Failure,
-    NetworkError,
-    NetworkManagerFailed,
-    NetworkManagerMissing,
-    Unfinished,
-)
-from .kernel import addresses_of, mtu_of
+from .errors import ActivationFailed, ApplyFailed, Failure, NetworkError, Unfinished
 from .networkmanager import ACTIVATION_S, Activation, NetworkManager
-from .plan import Activate, Filter, Make, Remove, Step, differences
-from .profiles import Current, Device, Found, Profile, Settings
+from .plan import Activate, Filter, Make, Remove, Step
+from .profiles import Current, Settings
 from .record import Made, Record
+from .recovery import ADDRESS_S, Firewall, Observer, go_back, go_on, insist
+from .verification import mtu_of_profile, wrong_with
 
 log = logging.getLogger(__name__)
-
-#: How long one looks for an address that nobody insists on; NetworkManager goes on looking.
-ADDRESS_S = 20.0
 
 #: Addresses appear on the device a moment after NetworkManager says so.
 VERIFY_S = 10.0
 
-#: Who was killed is back by then: systemd starts NetworkManager anew at once.
-RETURN_S = 30.0
-
-#: How often one begins again because it goes away once more.
-ATTEMPTS = 3
-
 #: The checkpoint goes back by itself so long after we should have.
 SLACK_S = 30
-
-
-class Firewall(Protocol):
-    """Our own rules, and nobody else's. NetworkError when they cannot be changed or read."""
-
-    async def load(self, rules: str) -> None: ...
-
-    async def remove(self) -> None: ...
-
-    async def current(self) -> str: ...
-
-
-class Observer(Protocol):
-    """Hears of each step before it is taken."""
-
-    def __call__(self, step: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +43,7 @@ class Applied:
 
 
 class Transaction:
-    """One change. `record` is the file that survives us; nothing else may be under way: see `recover`."""
+    """One change. `record` is the file that survives us; nothing else may be under way: see `recovery.recover`."""
 
     def __init__(
         self,
@@ -151,7 +117,7 @@ class Transaction:
         for step in self._steps:
             if not isinstance(step, Make):
                 continue
-            mtu, device = _mtu(step.profile), before.device(step.profile.interface)
+            mtu, device = mtu_of_profile(step.profile), before.device(step.profile.interface)
             if device is not None and device.mtu_limit and mtu > device.mtu_limit:
                 raise ApplyFailed(
                     f"{step.profile.role}: expected an MTU of at most {device.mtu_limit}, which is what "
@@ -330,16 +296,9 @@ class Transaction:
         found = {each.uuid: each for each in now.profiles}
         wrong = []
         for step, each in self._made:
-            profile, there = step.profile, found.get(each)
-            if there is None:
-                wrong.append(f"{profile.role}: NetworkManager has lost its profile")
-            elif there.settings != profile.settings:
-                changes = ", ".join(differences(profile.settings, there.settings))
-                wrong.append(f"{profile.role}: NetworkManager understood something else ({changes})")
-            elif profile.brings_other_secrets_than(there):
-                wrong.append(f"{profile.role}: NetworkManager did not keep the password")
-            elif profile.role not in self._later:
-                wrong += _wrong_on_device(profile, there, now.device(profile.interface))
+            profile = step.profile
+            device = None if profile.role in self._later else now.device(profile.interface)
+            wrong += wrong_with(profile, found.get(each), device, active=profile.role not in self._later)
         for activate in self._steps:
             if isinstance(activate, Activate) and activate.role not in self._later:
                 device = now.device(activate.interface)
@@ -376,7 +335,7 @@ class Transaction:
         for _, _, activation in self._begun:
             await activation.close()
         try:
-            await _insist(lambda: _go_back(self._manager, self._firewall, record, self._observe))
+            await insist(lambda: go_back(self._manager, self._firewall, record, self._observe))
             records.remove(self._path)
         except (NetworkError, OSError) as trouble:
             raise Unfinished(
@@ -389,7 +348,7 @@ class Transaction:
 
     async def _finish(self, record: Record) -> None:
         try:
-            await _insist(lambda: _go_on(self._manager, self._firewall, record, self._observe))
+            await insist(lambda: go_on(self._manager, self._firewall, record, self._observe))
             records.remove(self._path)
         except (NetworkError, OSError) as error:
             raise Unfinished(
@@ -404,197 +363,6 @@ class Transaction:
             raise ApplyFailed("it was cancelled")
 
 
-async def recover(
-    manager: NetworkManager,
-    firewall: Firewall,
-    path: Path,
-    *,
-    observer: Observer = lambda step: log.info("network: %s", step),
-) -> str:
-    """Brings to an end what a process that died has begun: back while it was trying, to the end once it had decided. Returns what
-    was done, in words; empty: there was nothing to do. Can be called as often as one likes, while no transaction runs.
-
-    Unfinished when it cannot be done yet; NetworkManagerMissing when there is nobody to ask, and nothing was done."""
-    try:
-        record = records.read(path)
-    except records.BadRecord as error:
-        log.error("network: %s; it is put aside as %s", error, records.set_aside(path))
-        record = None
-    if record is None:
-        lost = [each for each in (await manager.current()).profiles if each.role and not each.saved]
-        for each in lost:
-            observer(f"delete {each.role}, which nobody finished")
-            await manager.delete(each.uuid)
-        return f"{len(lost)} unfinished profiles were deleted" if lost else ""
-    there = {each.uuid for each in (await manager.current()).profiles}
-    # A power cut may take a profile with it that was hardly written; then the old ones, if all are still there, are the better.
-    lost_new = any(made.new not in there for made in record.made)
-    has_old = all(not made.old or made.old in there for made in record.made)
-    try:
-        if record.phase == "committing" and not (lost_new and has_old):
-            await _go_on(manager, firewall, record, observer)
-            done = "a change of the network that had been decided was brought to its end"
-        else:
-            await _go_back(manager, firewall, record, observer)
-            done = "a change of the network that nobody finished was undone"
-        records.remove(path)
-    except (NetworkError, OSError) as error:
-        raise Unfinished(f"an unfinished change of the network: {error}") from error
-    return done
-
-
-async def _insist(action: Callable[[], Awaitable[None]]) -> None:
-    """Does it again from its beginning when NetworkManager goes away half way; `action` may be repeated, and waits for it."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return await action()
-        except NetworkManagerMissing as error:
-            log.warning("network: %s", error)
-    return await action()
-
-
-async def _go_back(manager: NetworkManager, firewall: Firewall, record: Record, observe: Observer) -> None:
-    """To how it was; everything that can be undone is, whatever fails. NetworkError with all that did."""
-    troubles: list[str] = []
-
-    async def attempt(step: str, action: Awaitable[object]) -> None:
-        observe(step)
-        try:
-            await action
-        except NetworkManagerMissing:
-            raise
-        except NetworkError as error:
-            troubles.append(f"{step}: {error}")
-
-    if record.changes_firewall:
-        await attempt("restore the firewall", _set_firewall(firewall, record.old_firewall))
-    await _until_running(manager)
-    await attempt("go back to the checkpoint", _roll_back(manager, record))
-    for interface, before in reversed(record.before.items()):
-        await attempt(f"restore {interface}", _restore(manager, record, interface, before))
-    for made in reversed(record.made):
-        await attempt(f"delete the new {made.role}", manager.delete(made.new))
-    observe("remove the record")
-    if troubles:
-        raise NetworkError("; ".join(troubles))
-
-
-async def _roll_back(manager: NetworkManager, record: Record) -> None:
-    for each in await _checkpoints(manager, record):
-        await manager.roll_back(each)
-
-
-async def _restore(manager: NetworkManager, record: Record, interface: str, before: str) -> None:
-    """The profile that was active there is so again, or at least tries to be."""
-    now = await manager.current()
-    device = now.device(interface)
-    active = device.profile if device else ""
-    new = {made.new for made in record.made}
-    if before and any(each.uuid == before for each in now.profiles):
-        try:
-            if active != before or not await manager.follow_running(before, within_s=ADDRESS_S):
-                await manager.activate(before, interface, within_s=ADDRESS_S)
-        except ActivationFailed as error:
-            # It was there, and cannot be now: no cable, nobody who answers. NetworkManager goes on trying.
-            log.warning("network: %s", error)
-    elif active in new:
-        await manager.deactivate(active)
-
-
-async def _go_on(manager: NetworkManager, firewall: Firewall, record: Record, observe: Observer) -> None:
-    """To the end of what was decided. NetworkError."""
-    await _until_running(manager)
-    for path in await _checkpoints(manager, record):
-        await manager.destroy(path)
-    if record.changes_firewall:
-        await _set_firewall(firewall, record.new_firewall)
-    now = await manager.current()
-    there = {each.uuid: each for each in now.profiles}
-    for made in record.made:
-        device = now.device(made.interface)
-        if made.new not in there:
-            continue
-        if device is not None and made.old and device.profile == made.old:
-            observe(f"activate {made.role}")
-            try:
-                await manager.activate(made.new, made.interface, within_s=ADDRESS_S)
-            except ActivationFailed as error:
-                log.warning("network: %s", error)
-    for gone in (*(made.old for made in record.made if made.old and made.new in there), *record.removed):
-        observe(f"delete {there[gone].role if gone in there else gone}, which is not wanted any more")
-        await manager.delete(gone)
-    observe("remove the record")
-
-
-async def _set_firewall(firewall: Firewall, rules: str) -> None:
-    if await firewall.current() == rules:
-        return
-    if rules:
-        await firewall.load(rules)
-    else:
-        await firewall.remove()
-
-
-async def _checkpoints(manager: NetworkManager, record: Record) -> list[str]:
-    """Those that the transaction made: of this start of the machine, not older than the record, of its devices alone."""
-    if record.boot_id != records.boot_id():
-        return []
-    return [
-        each.path
-        for each in await manager.checkpoints()
-        if each.created_ms >= record.began_ms and each.interfaces <= set(record.before)
-    ]
-
-
-async def _until_running(manager: NetworkManager) -> None:
-    """NetworkManagerFailed when it does not come back."""
-    deadline = asyncio.get_running_loop().time() + RETURN_S
-    while not await manager.running():
-        if asyncio.get_running_loop().time() > deadline:
-            raise NetworkManagerFailed(f"NetworkManager has not been there for {RETURN_S:g} s")
-        await asyncio.sleep(0.1)
-    await manager.settled()
-
-
 def _asks(settings: Settings) -> bool:
     """Whether it waits for an address of somebody else's."""
     return any(settings.get(family, {}).get("method") == "auto" for family in ("ipv4", "ipv6"))
-
-
-def _wrong_on_device(profile: Profile, found: Found, device: Device | None) -> list[str]:
-    role = profile.role
-    if device is None:
-        return [f"{role}: expected the device {profile.interface}, found none"]
-    if device.profile != found.uuid or not found.activated:
-        return [f"{role}: it is not active on {profile.interface}"]
-    wrong = []
-    in_kernel = addresses_of(profile.interface)
-    told = {_normal(each) for each in device.addresses}
-    gateways = {ip_address(each) for each in device.gateways}
-    for family in ("ipv4", "ipv6"):
-        wanted = profile.settings.get(family, {})
-        for text in _texts(wanted.get("address-data")):
-            if not (_normal(text) in in_kernel and _normal(text) in told):
-                has = ", ".join(sorted(in_kernel)) or "none"
-                wrong.append(f"{role}: expected the address {text} on {profile.interface}, found {has}")
-        gateway = str(wanted.get("gateway", ""))
-        if gateway and not wanted.get("route-table") and ip_address(gateway) not in gateways:
-            has = ", ".join(device.gateways) or "none"
-            wrong.append(f"{role}: expected the gateway {gateway}, found {has}")
-    if (mtu := _mtu(profile)) and (has_mtu := mtu_of(profile.interface)) != mtu:
-        wrong.append(f"{role}: expected an MTU of {mtu} on {profile.interface}, found {has_mtu}")
-    return wrong
-
-
-def _mtu(profile: Profile) -> int:
-    """0: as the device likes."""
-    sections = (profile.settings.get(name, {}) for name in ("802-3-ethernet", "802-11-wireless"))
-    return next((mtu for section in sections if isinstance(mtu := section.get("mtu"), int)), 0)
-
-
-def _texts(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else []
-
-
-def _normal(text: str) -> str:
-    return str(ip_interface(text))

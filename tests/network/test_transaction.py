@@ -19,7 +19,8 @@ from appliance.network.errors import ApplyFailed, Unfinished
 from appliance.network.networkmanager import NetworkManager
 from appliance.network.plan import plan
 from appliance.network.profiles import Desired
-from appliance.network.transaction import Applied, Transaction, recover
+from appliance.network.recovery import recover
+from appliance.network.transaction import Applied, Transaction
 from appliance.system_bus import Bus
 from tests.waiting import ask_until, wait_for, wait_until
 
@@ -303,7 +304,7 @@ def test_networkmanager_killed_at_every_step(wait: bool) -> None:
 )
 async def test_networkmanager_stands_still(world: World, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """It answers nobody for longer than anybody waits; when it does again, it also does what it was asked last."""
-    monkeypatch.setattr("appliance.network.transaction.RETURN_S", 1.0)
+    monkeypatch.setattr("appliance.network.recovery.RETURN_S", 1.0)
     await change(OLD, world.folder)
     old = world.snapshot()
 
