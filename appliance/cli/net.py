@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from appliance.client.network import network_parts, revisions_part
+from appliance.client.network import firewall_lines, network_parts, revisions_part
 from appliance.config.errors import ConfigError
 from appliance.config.source import FILE_LIMIT_BYTES, read_source
 from appliance.network.doctor.visit import roles_of
@@ -128,7 +129,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(state)
     else:
-        show(network_parts(state))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        show(network_parts(state, columns=columns))
     return ExitStatus.OK
 
 
@@ -179,7 +181,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 
 
 def run_firewall(arguments: argparse.Namespace) -> int:
-    show(_asked(arguments, FirewallLook(request_id=REQUEST_ID), FirewallState).lines)
+    show(firewall_lines(_asked(arguments, FirewallLook(request_id=REQUEST_ID), FirewallState)))
     return ExitStatus.OK
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from appliance.wire.messages import NetworkPort, NetworkRevisions, NetworkState, PortState
+from appliance.wire.messages import FirewallState, NetworkPort, NetworkRevisions, NetworkState, PortState
 
 from .amounts import size
 from .screen import Part, table
@@ -36,14 +36,17 @@ _LOOKS: dict[PortState, tuple[str, str]] = {
 
 _INNER = 11
 
+#: A whole row with an IPv6 address needs so many columns.
+_WIDE = 100
 
-def network_parts(state: NetworkState) -> Iterator[Part]:
-    """The rear panel, then a row an interface, then what should be known."""
+
+def network_parts(state: NetworkState, *, columns: int = 0) -> Iterator[Part]:
+    """The rear panel, then a row an interface, then what should be known. On a screen of few columns (0: as many as one likes),
+    an address is worth more than figures."""
     yield from panel(state.ports)
-    yield table(
-        ("port", "interface", "state", ">speed", ">MTU", "address", ">in", ">out"),
-        [row for port in state.ports for row in _rows(port)],
-    )
+    titles = ("port", "interface", "state", "address", ">speed", ">MTU", ">in", ">out")
+    shown = len(titles) if not columns or columns >= _WIDE else titles.index("address") + 1
+    yield table(titles[:shown], [row[:shown] for port in state.ports for row in _rows(port)])
     for port in state.ports:
         if port.detail:
             yield f"{port.role or port.interface}: {port.detail}"
@@ -82,16 +85,11 @@ def _line(*cells: tuple[str, str]) -> Text:
 def _rows(port: NetworkPort) -> Iterator[tuple[str, ...]]:
     """A row an address; a port without any has one, too."""
     sign, _ = _LOOKS[port.state]
-    first = (
-        port.role or "-",
-        port.interface or "-",
-        f"{sign} {port.state}",
-        _speed(port.speed_mbps),
-        str(port.mtu or ""),
-    )
+    first = (port.role or "-", port.interface or "-", f"{sign} {port.state}")
     traffic = (size(port.received_bytes), size(port.sent_bytes)) if port.interface else ("", "")
+    figures = (_speed(port.speed_mbps), str(port.mtu or ""), *traffic)
     for number, address in enumerate(port.addresses or [""]):
-        yield (*first, address, *traffic) if number == 0 else ("",) * 5 + (address, "", "")
+        yield (*first, address, *figures) if number == 0 else ("", "", "", address, "", "", "", "")
 
 
 def notes(state: NetworkState) -> Iterator[str]:
@@ -109,6 +107,13 @@ def notes(state: NetworkState) -> Iterator[str]:
         yield f"Changed behind our back: {line}"
     if not state.firewall:
         yield "There is no firewall (firewall.enabled in network.yaml)."
+
+
+def firewall_lines(state: FirewallState) -> list[str]:
+    """Each rule, or why there is none."""
+    if state.enabled:
+        return state.lines
+    return ["There is no firewall: nothing was applied yet, or network.yaml says 'firewall.enabled: false'."]
 
 
 def revisions_part(found: NetworkRevisions) -> Part:

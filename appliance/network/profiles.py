@@ -16,6 +16,20 @@ from typing import Any
 Value = bool | int | str | list[str]
 Settings = dict[str, dict[str, Value]]
 
+#: Of IPv4 and of IPv6.
+_ADDRESSES: dict[str, Value] = {
+    "method": "",
+    "address-data": [],
+    "gateway": "",
+    "dns": [],
+    "dns-search": [],
+    "route-data": [],
+    "routing-rules": [],
+    "route-table": 0,
+    "route-metric": -1,
+    "may-fail": True,
+}
+
 #: Ours, with the value that NetworkManager takes when there is none. Addresses are `ADDRESS/PREFIX`; routes are
 #: `NETWORK [via ROUTER] [metric N]`; routing rules are `PRIORITY from ADDRESS/PREFIX table N`; bond options are `NAME=VALUE`, the
 #: mode first, the others by name.
@@ -52,30 +66,8 @@ OWNED: dict[str, dict[str, Value]] = {
         "private-key": "",
         "phase2-auth": "",
     },
-    "ipv4": {
-        "method": "",
-        "address-data": [],
-        "gateway": "",
-        "dns": [],
-        "dns-search": [],
-        "route-data": [],
-        "routing-rules": [],
-        "route-table": 0,
-        "route-metric": -1,
-        "may-fail": True,
-    },
-    "ipv6": {
-        "method": "",
-        "address-data": [],
-        "gateway": "",
-        "dns": [],
-        "dns-search": [],
-        "route-data": [],
-        "routing-rules": [],
-        "route-table": 0,
-        "route-metric": -1,
-        "may-fail": True,
-    },
+    "ipv4": _ADDRESSES,
+    "ipv6": _ADDRESSES,
 }
 
 #: Secrets, which NetworkManager tells only who asks for them in particular.

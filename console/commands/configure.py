@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Sequence
 
 from appliance.client.network import revisions_part
@@ -130,7 +129,7 @@ class _Configuring:
             case "diff" if not rest:
                 await self._diff()
             case "commit":
-                await self._commit(shlex.split(rest))
+                await self._commit(rest.split())
             case "confirm" if not rest:
                 await self._context.order(NetworkConfirm(request_id="-"), timeout_s=APPLY_TIMEOUT_S)
             case "cancel" if not rest:

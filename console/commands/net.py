@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from appliance.client.network import network_parts, revisions_part
+from appliance.client.network import firewall_lines, network_parts, revisions_part
 from appliance.wire.messages import (
     FirewallLook,
     FirewallState,
@@ -34,7 +34,7 @@ async def run(context: Context, words: Sequence[str]) -> None:
         case "show":
             state = await context.control.ask(NetworkLook(request_id="-"), NetworkState)
             context.say(f"mode {state.mode}; this machine is called {socket.gethostname()}")
-            context.terminal.show(network_parts(state))
+            context.terminal.show(network_parts(state, columns=context.terminal.size().columns))
         case "stats":
             await net_stats.run(context)
         case "doctor":
@@ -42,8 +42,9 @@ async def run(context: Context, words: Sequence[str]) -> None:
             await net_doctor.run(context, host[0] if host else None)
         case "firewall":
             found = await context.control.ask(FirewallLook(request_id="-"), FirewallState)
-            context.terminal.show(found.lines)
+            context.terminal.show(firewall_lines(found))
         case "history":
+            context.require_admin()
             past = await context.control.ask(NetworkPast(request_id="-"), NetworkRevisions)
             context.terminal.show([revisions_part(past)])
         case "confirm":

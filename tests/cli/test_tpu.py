@@ -27,7 +27,6 @@ from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
-from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.messages import (
     Hotplug,
@@ -41,6 +40,7 @@ from appliance.wire.messages import (
     Tray,
 )
 from tests.supervisor.some_logins import some_logins
+from tests.supervisor.some_network import some_desk
 from tests.supervisor.test_control import STATUS, SomeOrders
 
 ROOT = Path(appliance.__file__).parents[1]
@@ -109,7 +109,7 @@ def tower_at(paths: Paths, status: Status) -> Iterator[tuple[ControlSocket, asyn
         socket_of=lambda worker: ("", ""),
         orders=TowerOrders(),
         logins=some_logins(paths.supervisor),
-        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
+        network=some_desk(),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1.0,
     )

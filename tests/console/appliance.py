@@ -11,15 +11,16 @@ from pathlib import Path
 
 from appliance.identity.roles import Role
 from appliance.identity.users import UserFile
+from appliance.network.history import History
 from appliance.paths import Paths
 from appliance.scheduling.invoke_leases import InvokeLeases
 from appliance.scheduling.leases import LeaseTable
 from appliance.supervisor.control import ControlSocket
-from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from console.line import open_serial
 from console.session import Visit, visits
 from tests.supervisor.some_logins import some_logins
+from tests.supervisor.some_network import SomeNetwork, some_desk
 from tests.supervisor.test_control import STATUS, SomeOrders
 
 from .person import Person
@@ -43,6 +44,7 @@ class Place:
     def __init__(self, paths: Paths) -> None:
         self.paths, self.cable = paths, Cable()
         self.control: ControlSocket | None = None
+        self.network = SomeNetwork(History(paths.state / "history"))
 
     async def start(self) -> None:
         """The supervisor begins to listen."""
@@ -55,7 +57,7 @@ class Place:
             socket_of=lambda worker: ("", ""),
             orders=SomeOrders(),
             logins=some_logins(self.paths.supervisor),
-            network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
+            network=some_desk(self.network),
             why_none_is_ready=lambda: "",
             queue_timeout_s=1.0,
         )

@@ -27,7 +27,6 @@ from appliance.supervisor.control import (
     ControlSocket,
 )
 from appliance.supervisor.errors import NoSuchWorker, NotFixable, SubsystemDead
-from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, connect, encode
@@ -59,6 +58,7 @@ from appliance.wire.messages import (
     WorkerRestart,
 )
 from tests.supervisor.some_logins import some_logins
+from tests.supervisor.some_network import some_desk
 from tests.waiting import look_until
 
 STATUS = Status(
@@ -151,7 +151,7 @@ async def serving(*, queue_limit: int = 2, queue_timeout_s: float = 60) -> Async
         socket_of=lambda worker: (f"/run/{worker}.sock", "m"),
         orders=ORDERS,
         logins=some_logins(folder),
-        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
+        network=some_desk(),
         why_none_is_ready=lambda: "; ".join(reasons),
         queue_timeout_s=queue_timeout_s,
     )
@@ -541,7 +541,7 @@ async def test_a_dead_ones_socket_is_replaced(served: Served) -> None:
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
         logins=some_logins(path.parent),
-        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
+        network=some_desk(),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )

@@ -33,7 +33,6 @@ from appliance.supervisor.errors import (
     WrongLogin,
 )
 from appliance.supervisor.logins import CONSOLE_QUESTIONS_LIMIT, QUESTIONS_LIMIT, Logins, Session, Standing
-from appliance.supervisor.network import NetworkDesk
 from appliance.telemetry.interfaces import Interfaces
 from appliance.wire.errors import Disconnected
 from appliance.wire.frames import Connection, Peer, connect
@@ -60,6 +59,7 @@ from appliance.wire.messages import (
     Users,
 )
 from tests.supervisor.some_logins import some_logins
+from tests.supervisor.some_network import some_desk
 from tests.supervisor.test_control import ORDERS, STATUS
 
 PASSWORD = "coral and reef"
@@ -491,7 +491,7 @@ async def listening(served: Served) -> AsyncIterator[Socket]:
         socket_of=lambda _: ("", ""),
         orders=ORDERS,
         logins=served.logins,
-        network=NetworkDesk(None, mode=lambda: "local", usb=lambda: None),
+        network=some_desk(),
         why_none_is_ready=lambda: "",
         queue_timeout_s=1,
     )
