@@ -44,6 +44,7 @@ class Place:
     def __init__(self, paths: Paths) -> None:
         self.paths, self.cable = paths, Cable()
         self.control: ControlSocket | None = None
+        self.guest = False
         self.network = SomeNetwork(History(paths.state / "history"))
 
     async def start(self) -> None:
@@ -57,7 +58,7 @@ class Place:
             socket_of=lambda worker: ("", ""),
             orders=SomeOrders(),
             logins=some_logins(self.paths.supervisor),
-            network=some_desk(self.network),
+            network=some_desk(None if self.guest else self.network),
             why_none_is_ready=lambda: "",
             queue_timeout_s=1.0,
         )
