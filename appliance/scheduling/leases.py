@@ -283,9 +283,9 @@ class LeaseTable:
         self._changed.update(dict.fromkeys(worker.sit()))
 
     def _set_free(self, worker: Worker) -> None:
-        """A worker is not wanted any more."""
+        """A worker is not wanted any more: others may want it now."""
         if worker.wanted is not None:
-            self._changed[worker.wanted] = None
+            self._changed.update(dict.fromkeys(worker.lines.values()))
             worker.wanted.awaited = None
             worker.wanted = None
             self._sit(worker)

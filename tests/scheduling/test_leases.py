@@ -273,6 +273,20 @@ class Machine(RuleBasedStateMachine):
         self.settle(owner, request_id)
 
 
+def test_who_is_not_wanted_any_more_may_be_wanted_by_others() -> None:
+    """One worker is to change to `y`, for which another comes first: `x` had to wait for that, and gets it."""
+    table = LeaseTable(queue_limit=8)
+    table.set_default_model("many")
+    for name in ("a1", "a2"):
+        table.worker_expected(name, model="many", adapters=WORKERS[name][2])
+    for number, adapter in enumerate(("", "y", "x")):
+        assert table.request(Request("A", str(number), f"s{number}", "many", adapter)) == []
+    assert granted(table.worker_ready("a1", model="many", slots=2, adapters=("x", "y"))) == [("0", "a1")]
+    assert granted(table.worker_ready("a2", model="many", slots=1, adapters=("y",))) == [("1", "a2")]
+    assert table.request(Request("A", "3", "s3", "many")) == [], "a1 takes no more without an adapter"
+    assert granted(table.settle("A", "0")) == [("2", "a1")]
+
+
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestLeaseTable = Machine.TestCase
 

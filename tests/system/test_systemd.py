@@ -214,8 +214,8 @@ def test_who_runs_as_whom(running: Machine) -> None:
         assert status["Seccomp"] == "2", title
         capabilities = {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
         if kind == "supervisor":
-            # kill, setgid, setuid: capabilities(7)
-            assert set(capabilities.values()) == {1 << 5 | 1 << 6 | 1 << 7}
+            # kill, setgid, setuid, net_admin: capabilities(7)
+            assert set(capabilities.values()) == {1 << 5 | 1 << 6 | 1 << 7 | 1 << 12}
         elif kind == "gadget":
             assert capabilities["CapEff"] == capabilities["CapPrm"] == 1 << 12  # net_admin
         else:
