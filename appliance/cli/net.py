@@ -171,7 +171,7 @@ def run_history(arguments: argparse.Namespace) -> int:
 
 
 def run_confirm(arguments: argparse.Namespace) -> int:
-    print(order(paths_of(arguments), NetworkConfirm(request_id=REQUEST_ID), timeout_s=LOOK_TIMEOUT_S))
+    print(order(paths_of(arguments), NetworkConfirm(request_id=REQUEST_ID), timeout_s=APPLY_TIMEOUT_S))
     return ExitStatus.OK
 
 
@@ -201,7 +201,7 @@ def _text(file: Path | None) -> str | None:
     if file is None:
         return None
     if str(file) == "-":
-        text: str | None = sys.stdin.read(FILE_LIMIT_BYTES)
+        text: str | None = sys.stdin.read(FILE_LIMIT_BYTES + 1)
     else:
         try:
             text = read_source(file)
@@ -209,6 +209,11 @@ def _text(file: Path | None) -> str | None:
             raise Failed(str(error), ExitStatus.BAD_CONFIGURATION) from None
     if text is None:
         raise Failed(f"{file} does not exist", ExitStatus.USAGE)
+    if len(text.encode()) > FILE_LIMIT_BYTES:
+        raise Failed(
+            f"{file} is larger than {FILE_LIMIT_BYTES // 1024} KiB, expected less",
+            ExitStatus.BAD_CONFIGURATION,
+        )
     return text
 
 

@@ -222,6 +222,8 @@ def _bonds(checks: _Checks) -> None:
     ports = dict(checks.ports())
     taken: dict[str, KeyPath] = {}
     for role, port in ports.items():
+        if port.get("bond") is not None and port.get("type") != "ethernet":
+            checks.error(("interfaces", role, "bond"), "is set although type is not ethernet, expected none")
         for number, other in _readable((port.get("bond") or {}).get("ports")):
             path: KeyPath = ("interfaces", role, "bond", "ports", number)
             if other == role:
@@ -245,6 +247,10 @@ def _wifi(checks: _Checks) -> None:
             continue
         if port.get("type") != "wifi":
             checks.error(path, "is set although type is not wifi, expected type: wifi")
+        if port.get("vlan") is not None:
+            checks.error(
+                ("interfaces", role, "vlan"), "is set on a Wi-Fi port, which carries no VLANs, expected none"
+            )
         security, password = wifi.get("security", "auto"), wifi.get("password")
         if security == "open" and password is not None:
             checks.error((*path, "password"), "is set although security is open, expected none")
@@ -260,6 +266,15 @@ def _wifi(checks: _Checks) -> None:
         for key in needed.get(security, ()):
             if key not in wifi and not _written(checks, (*path, key)):
                 checks.error((*path, key), f"missing although security is {security}, expected it")
+        if (
+            wifi.get("mode") == "access-point"
+            and security != "open"
+            and not _written(checks, (*path, "password"))
+        ):
+            checks.error(
+                (*path, "password"),
+                f"missing although security is {security}, expected one, or security: open",
+            )
         if wifi.get("mode") == "access-point" and security not in {"auto", "open", "wpa2"}:
             checks.error(
                 (*path, "security"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network, ip_address, ip_network
 
 from appliance.config.forms import Interface
 from appliance.config.network import (
@@ -78,8 +78,11 @@ class Wanted:
         self._base[role] = base
         if role in self._bonded:
             return
+        if port.type == "wifi" and port.wifi is None:
+            return  # a radio that nobody has given a network
         if port.vlan is not None:
-            self._add(str(role), base, _plain(port), Addressing(dhcp=False, ipv6=Ipv6.OFF), role)
+            if port.bond is None:
+                self._add(str(role), base, _plain(port), _bare(port), role, secrets=_secrets(port.wifi))
             self._stacked(f"{role}.vlan{port.vlan}", base, port.vlan, port, str(role), role)
             return
         if port.bond is None:
@@ -91,7 +94,7 @@ class Wanted:
         assert port.bond is not None
         base = f"bond-{role}"
         options = [f"mode={port.bond.mode}", "miimon=100"]
-        addressing = port if port.vlan is None else Addressing(dhcp=False, ipv6=Ipv6.OFF)
+        addressing = port if port.vlan is None else _bare(port)
         self._add(
             str(role), base, {"connection": {"type": "bond"}, "bond": {"options": options}}, addressing, role
         )
@@ -181,12 +184,15 @@ def vlan_interface(base: str, number: int) -> str:
     return base[: _NAME_LIMIT - len(end)] + end
 
 
+def _bare(port: Port) -> Addressing:
+    """A port that only carries its VLAN."""
+    return Addressing(dhcp=False, ipv6=Ipv6.OFF, mtu=port.mtu)
+
+
 def _plain(port: Port) -> Settings:
     """What makes an Ethernet or a Wi-Fi profile of it."""
-    if port.type == "wifi" and port.wifi is not None:
+    if port.wifi is not None:
         return _wireless(port.wifi)
-    if port.type == "wifi":
-        return {"connection": {"type": "802-11-wireless"}}
     return {"connection": {"type": "802-3-ethernet"}}
 
 
@@ -282,11 +288,15 @@ def _common(
 ) -> dict[str, Value]:
     found: dict[str, Value] = {
         "address-data": [str(each) for each in fixed],
-        "gateway": addressing.gateway or "" if _version(addressing.gateway) == version else "",
-        "dns": [each for each in addressing.dns if _version(each) == version],
+        # As NetworkManager writes them, so that they are the same when they are read back.
+        "gateway": str(ip_address(addressing.gateway))
+        if addressing.gateway is not None and _version(addressing.gateway) == version
+        else "",
+        "dns": [str(ip_address(each)) for each in addressing.dns if _version(each) == version],
         "dns-search": list(addressing.search),
         "route-data": [
-            f"{each.to} via {each.via}" + (f" metric {each.metric}" if each.metric is not None else "")
+            f"{ip_network(each.to)} via {ip_address(each.via)}"
+            + (f" metric {each.metric}" if each.metric is not None else "")
             for each in addressing.routes
             if _version(each.via) == version
         ],
@@ -299,8 +309,8 @@ def _common(
     return found
 
 
-def _version(address: str | None) -> int:
-    return 0 if address is None else 6 if ":" in address else 4
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _tables(network: Network) -> dict[str, int]:

@@ -27,8 +27,11 @@ class Binding:
     guessed: Mapping[Role, str]
 
 
-def bind(ports: Mapping[Role, Port], devices: Sequence[Device]) -> Binding:
-    """Gives each port its device. What is matched goes first; of the rest, the only one that fits, else in the panel's order.
+def bind(
+    ports: Mapping[Role, Port], devices: Sequence[Device], remembered: Mapping[Role, str] | None = None
+) -> Binding:
+    """Gives each port its device. What is matched goes first, then what it had before (`remembered`: permanent MAC addresses); of
+    the rest, the only one that fits, else in the panel's order.
 
     The USB port is the gadget's and is not looked for.
     """
@@ -38,21 +41,33 @@ def bind(ports: Mapping[Role, Port], devices: Sequence[Device]) -> Binding:
     free = [each for each in sorted(devices, key=_place) if each.name != INTERFACE]
     wanted = {role: ports[role] for role in PANEL if role in ports and ports[role].type != "usb"}
 
+    matched = {role: port for role, port in wanted.items() if port.match is not None}
+    while alone := next((each for each in matched.items() if len(_fitting(each[1], free)) == 1), None):
+        role, port = alone
+        del matched[role]
+        (bound[role],) = _fitting(port, free)
+        free.remove(bound[role])
+    for role, port in matched.items():
+        names = ", ".join(each.name for each in _fitting(port, free))
+        missing[role] = (
+            f"several devices fit interfaces.{role}.match: {names}"
+            if names
+            else f"no device fits interfaces.{role}.match"
+        )
+
     for role, port in wanted.items():
-        if port.match is None:
-            continue
-        fitting = [each for each in free if fits(port.match, each)]
-        if len(fitting) == 1:
-            bound[role] = fitting[0]
-            free.remove(fitting[0])
-        elif fitting:
-            names = ", ".join(each.name for each in fitting)
-            missing[role] = f"several devices fit interfaces.{role}.match: {names}"
-        else:
-            missing[role] = f"no device fits interfaces.{role}.match"
+        before = (remembered or {}).get(role)
+        known = [each for each in free if each.mac == before and each.kind == _KINDS[port.type]]
+        if port.match is None and before and len(known) == 1:
+            bound[role] = known[0]
+            free.remove(known[0])
 
     for kind in _KINDS:
-        open_roles = [role for role, port in wanted.items() if port.match is None and port.type == kind]
+        open_roles = [
+            role
+            for role, port in wanted.items()
+            if port.match is None and role not in bound and port.type == kind
+        ]
         left = [each for each in free if each.kind == _KINDS[kind]]
         for role in sorted(open_roles, key=lambda role: wanted[role].speed is None):
             if not left:
@@ -67,6 +82,13 @@ def bind(ports: Mapping[Role, Port], devices: Sequence[Device]) -> Binding:
                     f"interfaces.{role}.match.mac (of {chosen.name}: {chosen.mac or 'unknown'})"
                 )
     return Binding(bound, missing, guessed)
+
+
+def _fitting(port: Port, devices: Sequence[Device]) -> list[Device]:
+    """Those that `match` means. A VLAN or a bond has the MAC address of what it stands on: such are only meant by their names."""
+    assert port.match is not None
+    named = port.match.interface is not None
+    return [each for each in devices if (named or each.kind == _KINDS[port.type]) and fits(port.match, each)]
 
 
 def _choose(port: Port, left: Sequence[Device], *, alone: bool) -> tuple[Device, bool]:

@@ -69,7 +69,7 @@ class History:
 
     def newest(self) -> Revision | None:
         """What is in effect; None before the first."""
-        return next(iter(self.all()), None)
+        return next((found for number in self._numbers() if (found := self._read(number)) is not None), None)
 
     def back(self, steps: int) -> Revision:
         """0 is what is in effect, 1 what was before it. NoSuchRevision."""

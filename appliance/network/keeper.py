@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from appliance.config.errors import ConfigError
 from appliance.config.load import Loaded, interpret_network
 from appliance.config.network import Drift, Network, Role
-from appliance.config.source import read_source
+from appliance.config.source import FILE_LIMIT_BYTES, read_source
 from appliance.files import write_atomically
 from appliance.system_bus import Bus, BusError, Match
 
+from . import record as records
 from .desired import wanted
 from .errors import (
     ApplyFailed,
@@ -41,8 +44,9 @@ from .hardware import Binding, bind
 from .history import History, Revision, digest
 from .managed_objects import NAME, ROOT
 from .networkmanager import NetworkManager
-from .plan import Activate, Filter, Make, Step, described, plan
+from .plan import Activate, Filter, Make, Remove, Step, described, plan
 from .profiles import Current, Desired
+from .record import BadRecord, Record
 from .recovery import recover
 from .transaction import Applied, Transaction
 
@@ -55,14 +59,17 @@ MOST_S = 5.0
 #: One looks without any signal, too: the firewall has none.
 LOOK_S = 30.0
 
+#: Six roles and their MAC addresses.
+_PORTS_LIMIT_BYTES = 4096
+
 #: How soon a missing NetworkManager is looked for again.
 RETRY_S = 2.0
 
 #: Somebody who changes the same again and again is not fought for ever: so many repairs within so many seconds.
 REPAIRS_LIMIT, REPAIRS_WITHIN_S = 5, 600.0
 
-#: A port that could run and does not is tried so often: its DHCP server may come.
-ACTIVATE_EACH_S = 60.0
+#: A port that could not be made to run is tried again so often: its DHCP server may come.
+RETRY_EACH_S = 60.0
 
 
 @dataclass
@@ -118,7 +125,8 @@ class Keeper:
     ) -> None:
         self._file, self._folder = file, folder
         self._record, self._candidate = folder / "change.json", folder / "candidate.yaml"
-        self._rejected = folder / "rejected"
+        self._rejected, self._ports = folder / "rejected", folder / "ports.json"
+        self._last: tuple[str, Loaded[Network]] | None = None
         self._table = Table(firewall_record, at_boot=folder / "firewall.nft")
         self._history = History(folder / "history")
         self._changed = changed
@@ -130,7 +138,7 @@ class Keeper:
         self._confirm_until = 0.0
         self._stirred = asyncio.Event()
         self._repairs: list[float] = []
-        self._tried: dict[str, float] = {}
+        self._failed: dict[str, float] = {}
 
     # --- for ever -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +152,8 @@ class Keeper:
                         await self._look_after()
                     finally:
                         await self._give_back()
-            except (BusError, NetworkManagerMissing) as error:
+            except (BusError, NetworkError, OSError) as error:
+                # Whatever it is: it may be over in a moment, and the supervisor has other things to do.
                 self._tell(missing_manager=str(error) if self._has_file() else "")
             await asyncio.sleep(RETRY_S)
 
@@ -196,6 +205,9 @@ class Keeper:
 
     async def _recover(self) -> None:
         """What a process that was killed has begun."""
+        record: Record | None = None
+        with contextlib.suppress(BadRecord):
+            record = records.read(self._record)
         try:
             if done := await recover(self._there(), self._firewall, self._record):
                 log.warning("network: %s", done)
@@ -205,16 +217,18 @@ class Keeper:
         self._tell(unfinished="")
         if (text := self._read(self._candidate)) is None:
             return
-        # It is known by what there is whether it had been decided.
-        with contextlib.suppress(ConfigError, NetworkError):
-            if digest(text) != self._rejected_digest() and not (await self._meant(text)).steps:
-                self._keep(text, by="", why="decided before a restart", write=True)
+        # What was only tried is gone; of anything else it is seen by what there is whether it came to its end.
+        if record is None or record.phase == "committing":
+            with contextlib.suppress(ConfigError):
+                meant = await self._meant(text)
+                if not meant.steps:
+                    self._keep(meant, by="", why="decided before a restart", write=True)
         self._candidate.unlink(missing_ok=True)
 
     async def _begin(self) -> None:
         """At the start: what the file says when its owner has changed it meanwhile, else what was in effect."""
         text = self._read_file()
-        if text is None:
+        if text is None or self._record.exists():
             return
         newest = self._history.newest()
         if (newest is None or newest.text != text) and digest(text) != self._rejected_digest():
@@ -224,7 +238,7 @@ class Keeper:
             except ConfigError as error:
                 self._tell(not_applied=str(error))
             except NetworkError as error:
-                if _is_nobodys_fault(error):
+                if _is_nobodys_fault(error) or isinstance(error, Unfinished):
                     raise
                 self._reject(text)
                 self._tell(not_applied=str(error))
@@ -258,6 +272,8 @@ class Keeper:
             self._tell(drift=[f"it cannot be seen how it is: {error}"])
             return
         self._tell_of(meant)
+        active = {each.role for each in meant.current.profiles if each.activated}
+        self._tell(later={role: why for role, why in self.troubles.later.items() if role not in active})
         steps = self._due(meant.steps, meant.current)
         drift = [each for each in steps if not _is_only_late(each)]
         lines = described(drift, meant.current)
@@ -271,8 +287,11 @@ class Keeper:
             for line in lines:
                 log.warning("network: changed behind our back, repairing: %s", line)
             try:
-                await self._run(steps, strict=False)
+                applied = await self._run(steps, strict=False)
+                self._failed |= dict.fromkeys(applied.later, time.monotonic())
+                self._tell(later={**self.troubles.later, **applied.later})
             except NetworkError as error:
+                self._failed |= dict.fromkeys(map(_role_of, steps), time.monotonic())
                 log.warning("network: %s", error)
                 self._tell(drift=[*lines, str(error)] if lines else [])
                 return
@@ -287,10 +306,8 @@ class Keeper:
                 device = current.device(step.interface)
                 if device is not None and not device.carrier and device.kind != "wifi":
                     continue
-                if now - self._tried.get(step.role, -ACTIVATE_EACH_S) < ACTIVATE_EACH_S:
-                    continue
-                self._tried[step.role] = now
-            due.append(step)
+            if now - self._failed.get(_role_of(step), -RETRY_EACH_S) >= RETRY_EACH_S:
+                due.append(step)
         return tuple(due)
 
     def _may_repair(self) -> bool:
@@ -309,8 +326,8 @@ class Keeper:
         newest, text = self._history.newest(), self._read_file()
         network = Network()
         with contextlib.suppress(ConfigError):
-            network = interpret_network(newest.text if newest else text or "").settings
-        binding = bind(network.interfaces, current.devices)
+            network = (await self._interpreted(newest.text if newest else text or "")).settings
+        binding = bind(network.interfaces, current.devices, self._remembered())
         profiles, _ = wanted(network, binding)
         return View(
             current=current,
@@ -338,6 +355,8 @@ class Keeper:
                 return await self._apply_for_now(given, confirm_s, by=by, why=why, write=text is not None)
             try:
                 return await self._carry_out(given, strict=True, by=by, why=why, write=text is not None)
+            except Unfinished:
+                raise  # it may have been decided: see _recover
             except ApplyFailed as error:
                 if text is None and not _is_nobodys_fault(error):
                     self._reject(given)
@@ -364,6 +383,8 @@ class Keeper:
         self._transaction.cancel()
         try:
             return await asyncio.shield(task)
+        except Unfinished:
+            raise
         except ApplyFailed:
             return "everything is as it was before"
 
@@ -386,13 +407,17 @@ class Keeper:
 
     async def _meant(self, text: str) -> Meant:
         """ConfigError, NetworkError."""
-        loaded: Loaded[Network] = interpret_network(text, apply=True)
+        loaded = await self._interpreted(text)
         network = loaded.settings
         current = await self._there().current()
-        binding = bind(network.interfaces, current.devices)
-        profiles, zones = wanted(network, binding)
-        attached = await asyncio.to_thread(with_attached, zones)
-        firewall = firewall_of(network, attached)
+        binding = bind(network.interfaces, current.devices, self._remembered())
+        try:
+            profiles, zones = wanted(network, binding)
+            plan(Desired(profiles), current)
+            attached = await asyncio.to_thread(with_attached, zones)
+            firewall = firewall_of(network, attached)
+        except ValueError as error:
+            raise NetworkError(f"network.yaml cannot be so: {error}") from error
         standing = await asyncio.to_thread(self._table.standing)
         current = Current(current.profiles, current.devices, standing)
         return Meant(
@@ -414,7 +439,7 @@ class Keeper:
     async def _run(
         self, steps: tuple[Step, ...], *, strict: bool, digest: str = "", confirm_s: float = 0.0
     ) -> Applied:
-        self._transaction = Transaction(
+        transaction = self._transaction = Transaction(
             self._there(),
             self._firewall,
             self._record,
@@ -424,9 +449,10 @@ class Keeper:
             digest=digest,
         )
         try:
-            return await self._transaction.run()
+            return await transaction.run()
         finally:
-            self._transaction = None
+            if self._transaction is transaction:
+                self._transaction = None
             self._stirred.set()
 
     async def _apply_for_now(self, text: str, confirm_s: float, *, by: str, why: str, write: bool) -> str:
@@ -436,13 +462,19 @@ class Keeper:
         if not meant.steps:
             return self._done(meant, Applied(), by=by, why=why, write=write)
 
+        if not write:
+            # Who is killed meanwhile finds the file as it is now, and must not take it for good.
+            self._reject(text)
+
         async def work() -> str:
             try:
                 applied = await self._run(meant.steps, strict=True, digest=digest(text), confirm_s=confirm_s)
                 return self._done(meant, applied, by=by, why=why, write=write)
+            except Unfinished:
+                raise
             except ApplyFailed as error:
-                if not write and not _is_nobodys_fault(error):
-                    self._reject(text)
+                if not write and _is_nobodys_fault(error):
+                    self._rejected.unlink(missing_ok=True)
                 log.warning("network: %s", error)
                 raise
             finally:
@@ -450,6 +482,8 @@ class Keeper:
 
         task = asyncio.create_task(work(), name="network change")
         await asyncio.sleep(0)  # it makes its transaction
+        if task.done():
+            return task.result()
         assert self._transaction is not None
         waits = asyncio.create_task(self._transaction.waiting.wait())
         try:
@@ -464,7 +498,7 @@ class Keeper:
         return f"done; it goes back in {confirm_s:.0f} s unless 'net confirm' follows"
 
     def _done(self, meant: Meant, applied: Applied, *, by: str, why: str, write: bool) -> str:
-        self._keep(meant.text, by=by, why=why, write=write)
+        self._keep(meant, by=by, why=why, write=write)
         self._tell_of(meant)
         self._tell(later=applied.later, drift=[])
         if self._read_file() == meant.text:
@@ -474,9 +508,11 @@ class Keeper:
         later = "".join(f"; {role}: {reason}" for role, reason in applied.later.items())
         return f"done{later}"
 
-    def _keep(self, text: str, *, by: str, why: str, write: bool) -> None:
+    def _keep(self, meant: Meant, *, by: str, why: str, write: bool) -> None:
         """It is in effect: the history knows, and the file when it came from elsewhere. NetworkError."""
+        text = meant.text
         try:
+            self._remember(meant.binding)
             self._history.add(text, at=time.time(), by=by, why=why)
             if write and self._read(self._file) != text:
                 write_atomically(self._file, text.encode(), mode=0o640)
@@ -486,8 +522,32 @@ class Keeper:
         except OSError as error:
             raise NetworkError(f"it is in effect, but cannot be kept: {error}") from error
 
+    def _remember(self, binding: Binding) -> None:
+        """Which hardware a port is now, it stays, whatever else is plugged in."""
+        known = {
+            **self._remembered(),
+            **{role: each.mac for role, each in binding.devices.items() if each.mac},
+        }
+        if known != self._remembered():
+            write_atomically(self._ports, msgspec.json.encode(known), mode=0o600)
+
+    def _remembered(self) -> dict[Role, str]:
+        try:
+            with self._ports.open("rb") as file:
+                return msgspec.json.decode(file.read(_PORTS_LIMIT_BYTES), type=dict[Role, str])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    async def _interpreted(self, text: str) -> Loaded[Network]:
+        """A long one takes a second, which nobody else should have to wait. ConfigError."""
+        if self._last is None or self._last[0] != text:
+            self._last = text, await asyncio.to_thread(interpret_network, text, apply=True)
+        return self._last[1]
+
     def _prepare(self, text: str) -> None:
-        """What is about to be tried survives us. NetworkError."""
+        """What is about to be tried survives us. Unfinished, NetworkError."""
+        if self._record.exists():
+            raise Unfinished("another change of the network has not ended: it is tried again by itself")
         try:
             write_atomically(self._candidate, text.encode(), mode=0o600)
         except OSError as error:
@@ -507,6 +567,8 @@ class Keeper:
             raise Unmanaged(
                 f"there is no {self._file}: write one, or give a text ('coral-reef net apply FILE')"
             )
+        if len(found.encode()) > FILE_LIMIT_BYTES:
+            raise NetworkError(f"the text is larger than {FILE_LIMIT_BYTES // 1024} KiB, expected less")
         return found
 
     def _read_file(self) -> str | None:
@@ -538,10 +600,14 @@ class Keeper:
     @contextlib.asynccontextmanager
     async def _turn_now(self) -> AsyncIterator[None]:
         """One change at a time. Busy while one waits for its confirmation."""
+        self._require_nothing_waits()
+        async with self._turn:
+            self._require_nothing_waits()  # who had the turn before may have left one
+            yield
+
+    def _require_nothing_waits(self) -> None:
         if self._waiting is not None:
             raise Busy("a change waits for its confirmation: 'net confirm' or 'net cancel' first")
-        async with self._turn:
-            yield
 
     def _tell_of(self, meant: Meant) -> None:
         roles: dict[Role, str] = dict(meant.binding.guessed)
@@ -579,6 +645,17 @@ class _Rules:
 
     async def current(self) -> str:
         return await asyncio.to_thread(self._table.standing)
+
+
+def _role_of(step: Step) -> str:
+    """Empty for the firewall."""
+    match step:
+        case Make(profile):
+            return profile.role
+        case Activate(_, role, _) | Remove(_, role):
+            return role
+        case _:
+            return ""
 
 
 def _is_only_late(step: Step) -> bool:

@@ -174,7 +174,9 @@ class Transaction:
                 case Activate(there, role, interface):
                     await self._follow_begun()
                     now = await self._manager.current()
-                    settings = next(each.settings for each in now.profiles if each.uuid == there)
+                    settings = next((each.settings for each in now.profiles if each.uuid == there), None)
+                    if settings is None:
+                        raise ApplyFailed(f"{role}: somebody has deleted its profile meanwhile")
                     if why_not := self._why_not(interface, settings, now):
                         self._later[role] = why_not
                     else:
@@ -271,9 +273,11 @@ class Transaction:
 
     def _bear(self, error: ActivationFailed, role: str, *, asks: bool) -> None:
         """What is nobody's fault is told, not raised."""
-        bearable = error.failure is Failure.NO_CARRIER or (
-            error.failure is Failure.NO_ADDRESS and asks and not self._strict
-        )
+        bearable = error.failure is Failure.NO_CARRIER
+        if not self._strict:
+            # At the start, a network out of reach must not take the other ports along.
+            absent = (Failure.NOT_FOUND, Failure.WRONG_PASSWORD, Failure.NO_DEVICE)
+            bearable |= error.failure in absent or (error.failure is Failure.NO_ADDRESS and asks)
         if not bearable:
             raise error
         self._later[role] = str(error)

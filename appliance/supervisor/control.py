@@ -402,6 +402,13 @@ class ControlSocket:
                     request_id=request_id,
                     retry_after_s=retry_after_s,
                 )
+            except Exception as error:
+                # A bug, which the log tells of; whoever asked must not wait for ever.
+                self._tell(
+                    peer,
+                    Failure(code="internal", message=f"a bug: {error!r}"[:4096], request_id=request_id),
+                )
+                raise
             self._tell(
                 peer, Done(request_id=request_id, detail=answer) if isinstance(answer, str) else answer
             )

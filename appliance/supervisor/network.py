@@ -17,6 +17,7 @@ from appliance.network.hardware import PANEL
 from appliance.network.keeper import Keeper, Troubles, View
 from appliance.network.kernel import mtu_of
 from appliance.network.profiles import Device
+from appliance.system_bus import BusError
 from appliance.wire.messages import (
     FirewallLook,
     FirewallState,
@@ -85,7 +86,7 @@ class NetworkDesk:
             return await self._answer(session, message)
         except ConfigError as error:
             raise ReloadRefused(str(error)) from None
-        except NetworkError as error:
+        except (NetworkError, BusError) as error:
             raise NetworkRefused(str(error), busy=isinstance(error, ChangeWaits)) from None
 
     async def _answer(self, session: Session, message: Message) -> str | Message:
@@ -136,7 +137,7 @@ class NetworkDesk:
             )
         try:
             view = await self._keeper.look()
-        except NetworkError as error:
+        except (NetworkError, BusError) as error:
             return NetworkState(
                 request_id=request_id,
                 managed=False,

@@ -65,8 +65,13 @@ _WORDS = (
     "help",
 )
 
-#: A line with a secret that is written out.
-_SECRET = re.compile(r"(\b(?:password|credential|turn_secret)[\"']?\s*:\s*)(?!\s*[\"']?\$\{)([^,}\n]+)")
+#: A secret that is written out: quoted, in a block of its own, or up to the end of the line, whatever else stands there.
+_SECRET = re.compile(
+    r"""(?P<key>\b(?:password|credential|turn_secret)["']?\s*:[ \t]*+\n?+[ \t]*+)
+    (?!["']?\$\{[A-Za-z_][A-Za-z0-9_]*\}["']?[ \t]*(?:[,}\#\n]|$))
+    (?: "(?:[^"\\]|\\.)*" | '(?:[^']|'')*' | [|>][^\n]*(?:\n[ \t]+[^\n]*|\n(?=\n))* | [^\n]+ )""",
+    re.VERBOSE | re.DOTALL,
+)
 
 _MASK = "********"
 
@@ -173,7 +178,7 @@ class _Configuring:
 
 def masked(text: str) -> str:
     """A text of network.yaml without the secrets that are written out in it."""
-    return _SECRET.sub(lambda match: match[1] + _MASK, text)
+    return _SECRET.sub(lambda match: match["key"] + _MASK, text)
 
 
 def complete(text: str) -> Sequence[str]:

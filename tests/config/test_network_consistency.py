@@ -140,7 +140,7 @@ PORT = "interfaces: {primary: {type: ethernet}}\n"
             "error 1 interfaces.wifi.wifi.identity: missing although security is enterprise-peap, expected it",
         ),
         (
-            "interfaces: {wifi: {type: wifi, wifi: {ssid: me, mode: access-point, security: wpa3}}}",
+            "interfaces: {wifi: {type: wifi, wifi: {ssid: me, mode: access-point, password: long enough, security: wpa3}}}",
             (
                 "error 1 interfaces.wifi.wifi.security: is wpa3, which an access point cannot be here, "
                 "expected auto, wpa2 or open"
@@ -149,6 +149,21 @@ PORT = "interfaces: {primary: {type: ethernet}}\n"
         (
             "interfaces: {wifi: {type: wifi, wifi: {ssid: me, channel: 6}}}",
             "error 1 interfaces.wifi.wifi.channel: is set without band, expected band, too",
+        ),
+        (
+            "interfaces: {wifi: {type: wifi, vlan: 5, wifi: {ssid: home}}}",
+            "error 1 interfaces.wifi.vlan: is set on a Wi-Fi port, which carries no VLANs, expected none",
+        ),
+        (
+            "interfaces: {wifi: {type: wifi, wifi: {ssid: me, mode: access-point}}}",
+            (
+                "error 1 interfaces.wifi.wifi.password: missing although security is auto, "
+                "expected one, or security: open"
+            ),
+        ),
+        (
+            "interfaces: {wifi: {type: wifi, bond: {ports: [primary]}}, primary: {type: ethernet}}",
+            "error 1 interfaces.wifi.bond: is set although type is not ethernet, expected none",
         ),
         (
             "firewall: {rules: [{name: x, action: accept, ports: ['22']}]}",

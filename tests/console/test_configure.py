@@ -128,11 +128,24 @@ async def test_who_is_no_administrator(there: Place) -> None:
             await person.sees("only an administrator")
 
 
-def test_secrets_are_not_shown() -> None:
-    text = "wifi: {ssid: a, password: swordfish, hidden: true}\nturn_secret: 'x y'\ncredential: ${NAME}\n"
-    assert masked(text) == (
-        "wifi: {ssid: a, password: ********, hidden: true}\nturn_secret: ********\ncredential: ${NAME}\n"
-    )
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "wifi: {ssid: a, password: swordfish, hidden: true}\nmode: x\n",
+            "wifi: {ssid: a, password: ********\nmode: x\n",
+        ),
+        ("turn_secret: 'x y, z'\nmode: x\n", "turn_secret: ********\nmode: x\n"),
+        ('password: "abc,de\\"f}ghi"   # mine\n', "password: ********   # mine\n"),
+        ("password: |\n  one\n\n  two\nmode: x\n", "password: ********\nmode: x\n"),
+        ("password:\n  hidden\nmode: x\n", "password:\n  ********\nmode: x\n"),
+        ("credential: ${NAME}\n", "credential: ${NAME}\n"),
+        ("a: {password: ${X}, b: 1}\n", "a: {password: ${X}, b: 1}\n"),
+        ("password: ${X}and more\n", "password: ********\n"),
+    ],
+)
+def test_secrets_are_not_shown(text: str, shown: str) -> None:
+    assert masked(text) == shown
 
 
 def test_completion() -> None:

@@ -158,6 +158,41 @@ def test_a_bond() -> None:
     assert set(zones) == {"usb0", "bond-primary", vlan_interface("bond-primary", 10)}
 
 
+def test_a_bond_whose_role_is_on_a_vlan() -> None:
+    profiles, zones = of("""
+        interfaces:
+          primary: {type: ethernet, ip: 10.0.0.1, vlan: 20, mtu: 9000, bond: {ports: [secondary]}}
+          secondary: {type: ethernet}
+    """)
+    assert profiles["primary"].settings["ipv4"] == {"method": "disabled"}
+    assert profiles["primary"].settings["802-3-ethernet"] == {"mtu": 9000}
+    assert profiles["primary.vlan20"].settings["ipv4"]["address-data"] == ["10.0.0.1/24"]
+    assert set(zones) == {"usb0", vlan_interface("bond-primary", 20)}
+
+
+def test_ipv6_is_written_as_it_is_read_back() -> None:
+    profiles, _ = of("""
+        interfaces:
+          primary:
+            type: ethernet
+            addresses: ["2001:DB8::2/64"]
+            gateway: "2001:DB8:0::1"
+            dns: ["2606:4700:4700:0::1111"]
+            routes: [{to: "2001:DB8:5::/48", via: "2001:DB8::9"}]
+    """)
+    ipv6 = profiles["primary"].settings["ipv6"]
+    assert ipv6["address-data"] == ["2001:db8::2/64"]
+    assert ipv6["gateway"] == "2001:db8::1"
+    assert ipv6["dns"] == ["2606:4700:4700::1111"]
+    assert ipv6["route-data"] == ["2001:db8:5::/48 via 2001:db8::9"]
+
+
+def test_a_radio_without_a_network() -> None:
+    profiles, zones = of("interfaces: {wifi: {type: wifi}}")
+    assert not profiles
+    assert set(zones) == {"usb0"}
+
+
 def test_wifi() -> None:
     profiles, _ = of("""
         interfaces: {wifi: {type: wifi, wifi: {ssid: home, password: swordfish, band: 5ghz}}}

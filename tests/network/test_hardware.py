@@ -83,6 +83,31 @@ def test_the_link_to_a_desktop_is_nobodys_port() -> None:
     assert bind({Role.PRIMARY: ETHERNET}, [Device("usb0", "ethernet")]).missing
 
 
+def test_what_stands_on_a_port_has_its_mac_and_is_not_it() -> None:
+    ports = {Role.PRIMARY: Port(type="ethernet", match=Match(mac=SFP.mac))}
+    vlan, bond = Device("enp1s0.10", "vlan", SFP.mac), Device("bond-primary", "bond", SFP.mac)
+    assert names(ports, SFP, vlan, bond) == {"primary": "enp1s0"}
+
+
+def test_the_unique_match_goes_first() -> None:
+    ports = {
+        Role.PRIMARY: Port(type="ethernet", match=Match(driver="igb")),
+        Role.MANAGEMENT: Port(type="ethernet", match=Match(mac=LEFT.mac)),
+    }
+    assert names(ports, *PANEL) == {"management": "enp2s0", "primary": "enp3s0"}
+
+
+def test_a_port_stays_what_it_was() -> None:
+    """Whatever else is plugged in, and whichever link is up."""
+    ports = {Role.PRIMARY: ETHERNET, Role.MANAGEMENT: Port(type="ethernet", speed="10gbps")}
+    remembered = {Role.PRIMARY: RIGHT.mac, Role.MANAGEMENT: LEFT.mac}
+    stick = Device("enx0", "ethernet", "52:54:00:00:00:09", "r8152", "pci-0000:00:14.0-usb-0:1:1.0")
+    found = bind(ports, [stick, SFP, LEFT, RIGHT], remembered)
+    assert found.devices == {Role.PRIMARY: RIGHT, Role.MANAGEMENT: LEFT}
+    assert not found.guessed
+    assert bind({Role.PRIMARY: ETHERNET}, [LEFT], remembered).devices == {Role.PRIMARY: LEFT}
+
+
 def test_fits() -> None:
     assert fits(
         Match(mac="52:54:00:00:00:0a", path="pci-*:01:00.0"),

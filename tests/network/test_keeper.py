@@ -187,6 +187,42 @@ async def test_not_confirmed(world: World, kept: Kept, how: str) -> None:
     assert len(kept.keeper.past()) == 1
 
 
+async def test_not_confirmed_and_not_tried_again(world: World, kept: Kept) -> None:
+    """The owner edits the file itself and is cut off: whoever starts next must not take the file for good."""
+    async with kept.running():
+        await kept.apply(ONE)
+        before = world.snapshot()
+        kept.file.write_text(OTHER)
+        await kept.apply(confirm_s=60)
+        assert kept.has("10.70.0.3/24")
+    await wait_until("it is as it was", lambda: world.snapshot() == before)
+    again = Kept(world)
+    async with again.running():
+        assert world.snapshot() == before
+        assert "tried before" in again.troubles.not_applied
+        await again.apply()
+        assert again.has("10.70.0.3/24")
+        assert again.troubles.not_applied == ""
+
+
+async def test_who_comes_second_waits_for_the_confirmation(kept: Kept) -> None:
+    async with kept.running():
+        await kept.apply(ONE)
+        first = asyncio.create_task(kept.apply(OTHER, confirm_s=60))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await kept.apply(OTHER)
+        assert "it goes back in" in await first
+        assert await kept.keeper.confirm() == "done"
+        assert kept.file.read_text() == OTHER
+
+
+async def test_a_text_that_cannot_be(kept: Kept) -> None:
+    async with kept.running():
+        with pytest.raises(NetworkError, match="larger than 256 KiB"):
+            await kept.apply("#" * (256 * 1024 + 1))
+
+
 async def test_what_somebody_changes_behind_our_back(world: World, kept: Kept) -> None:
     async with kept.running():
         await kept.apply(ONE)
