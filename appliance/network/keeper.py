@@ -291,7 +291,7 @@ class Keeper:
                 self._failed |= dict.fromkeys(applied.later, time.monotonic())
                 self._tell(later={**self.troubles.later, **applied.later})
             except NetworkError as error:
-                self._failed |= dict.fromkeys(map(_role_of, steps), time.monotonic())
+                self._failed |= dict.fromkeys(filter(None, map(_role_of, steps)), time.monotonic())
                 log.warning("network: %s", error)
                 self._tell(drift=[*lines, str(error)] if lines else [])
                 return
