@@ -118,7 +118,7 @@ class Meant:
 
 
 class Keeper:
-    """`file` is network.yaml, `folder` is ours to keep state in, `record` of the firewall ends with the machine's run."""
+    """`file` is network.yaml, `folder` is ours to keep state in, `firewall_record` ends with the machine's run."""
 
     def __init__(
         self, file: Path, folder: Path, firewall_record: Path, changed: Callable[[Troubles], None]
