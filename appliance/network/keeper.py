@@ -139,6 +139,8 @@ class Keeper:
         self._stirred = asyncio.Event()
         self._repairs: list[float] = []
         self._failed: dict[str, float] = {}
+        #: Of the profiles that were there once.
+        self._roles: set[str] = set()
 
     # --- for ever -----------------------------------------------------------------------------------------------------
 
@@ -275,27 +277,28 @@ class Keeper:
         active = {each.role for each in meant.current.profiles if each.activated}
         self._tell(later={role: why for role, why in self.troubles.later.items() if role not in active})
         steps = self._due(meant.steps, meant.current)
-        drift = [each for each in steps if not _is_only_late(each)]
-        lines = described(drift, meant.current)
+        drift = tuple(each for each in steps if not self._is_only_late(each))
+        told = lines = described(drift, meant.current)
         if drift and meant.network.drift is Drift.REPORT:
-            self._tell(drift=lines)
-            return
-        if drift and not self._may_repair():
-            self._tell(drift=[*lines, "it was repaired again and again, and is left as it is for now"])
-            return
-        if steps:
+            steps = tuple(each for each in steps if each not in drift)
+        elif drift and not self._may_repair():
+            steps = tuple(each for each in steps if each not in drift)
+            told = [*lines, "it was repaired again and again, and is left as it is for now"]
+        else:
+            told = []
             for line in lines:
                 log.warning("network: changed behind our back, repairing: %s", line)
+        if steps:
             try:
                 applied = await self._run(steps, strict=False)
+                self._roles |= {each.profile.role for each in steps if isinstance(each, Make)}
                 self._failed |= dict.fromkeys(applied.later, time.monotonic())
                 self._tell(later={**self.troubles.later, **applied.later})
             except NetworkError as error:
                 self._failed |= dict.fromkeys(filter(None, map(_role_of, steps)), time.monotonic())
                 log.warning("network: %s", error)
-                self._tell(drift=[*lines, str(error)] if lines else [])
-                return
-        self._tell(drift=[])
+                told = [*lines, str(error)] if lines else []
+        self._tell(drift=told)
 
     def _due(self, steps: tuple[Step, ...], current: Current) -> tuple[Step, ...]:
         """Without those that cannot help now: a port without a cable, or one that was tried a moment ago."""
@@ -309,6 +312,18 @@ class Keeper:
             if now - self._failed.get(_role_of(step), -RETRY_EACH_S) >= RETRY_EACH_S:
                 due.append(step)
         return tuple(due)
+
+    def _is_only_late(self, step: Step) -> bool:
+        """Nobody changed anything: hardware, a cable or a lease came."""
+        match step:
+            case Activate():
+                return True
+            case Make(profile, old):
+                return not old and profile.role not in self._roles
+            case Filter():
+                return differ_in_networks_alone(step.old, step.rules)
+            case _:
+                return False
 
     def _may_repair(self) -> bool:
         now = time.monotonic()
@@ -499,6 +514,7 @@ class Keeper:
 
     def _done(self, meant: Meant, applied: Applied, *, by: str, why: str, write: bool) -> str:
         self._keep(meant, by=by, why=why, write=write)
+        self._roles = {each.role for each in meant.desired.profiles}
         self._tell_of(meant)
         self._tell(later=applied.later, drift=[])
         if self._read_file() == meant.text:
@@ -656,19 +672,6 @@ def _role_of(step: Step) -> str:
             return role
         case _:
             return ""
-
-
-def _is_only_late(step: Step) -> bool:
-    """Nobody changed anything: hardware, a cable or a lease came."""
-    match step:
-        case Activate():
-            return True
-        case Make():
-            return not step.old
-        case Filter():
-            return differ_in_networks_alone(step.old, step.rules)
-        case _:
-            return False
 
 
 def _is_nobodys_fault(error: NetworkError) -> bool:

@@ -246,6 +246,9 @@ async def test_drift_that_is_only_told(world: World, kept: Kept) -> None:
         await kept.apply()
         assert kept.troubles.drift == []
         assert kept.has("10.70.0.2/24")
+        world.nmcli("connection", "delete", *world.active().values())
+        await wait_until("it is told", lambda: "add primary on reef0" in kept.troubles.drift, within_s=60)
+        assert not world.addresses(PRIMARY)
 
 
 async def test_the_firewall_is_put_up_again(

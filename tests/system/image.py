@@ -82,7 +82,9 @@ FILES = {
     "etc/systemd/network/10-api0.link": f"[Match]\nMACAddress={API_MAC}\n[Link]\nName=api0\n",
     "etc/NetworkManager/conf.d/machine.conf": (
         "[main]\nplugins=keyfile\nno-auto-default=*\n[connectivity]\nenabled=false\n"
-        f"[keyfile]\nunmanaged-devices=mac:{API_MAC}\n"
+        # The desktop's end of the USB link is another machine's: a NetworkManager that opens and closes it meanwhile can lose
+        # the one message that its cable is in.
+        f"[keyfile]\nunmanaged-devices=mac:{API_MAC};driver:cdc_ncm\n"
     ),
     # It tells of every command that it runs.
     "etc/systemd/system/qemu-guest-agent.service.d/quiet.conf": "[Service]\nLogLevelMax=warning\n",
