@@ -437,7 +437,10 @@ class Supervisor:
         self._invocations.limit = now.scheduler.queue_limit
         if theirs := [key for key in changed if key in gateway_part(now)]:
             done.append(f"gateway processes that know {', '.join(theirs)} take the place of those that serve")
-        if any(key.startswith("interfaces") for key in listening):
+        sections = {key.partition(".")[0] for key in listening}
+        if self._network is not None and sections & {"mode", "interfaces", "vlans", "firewall", "drift"}:
+            done.append("the network takes them with 'coral-reef net apply'")
+        if "interfaces" in sections:
             done.append("the USB link takes them with 'systemctl restart coral-reef-gadget'")
         if later := [key for key in listening if key.startswith("api.")]:
             done.append(f"not before the next start: {', '.join(later)}")
