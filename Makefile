@@ -42,7 +42,7 @@ bench:  ## measure; prints our figure, the limit's and the ratio
 	@./scripts/install test
 	@$(BIN)/python -m tests.bench $(SECTIONS)
 
-test-system:  ## the whole appliance: on this machine, under a systemd of its own, in a virtual machine (25 minutes)
+test-system:  ## the whole appliance: on this machine, under a systemd of its own, in a virtual machine (half an hour)
 	@./scripts/install test
 	@# In namespaces of their own, three at once: they wait for others most of the time.
 	@$(BIN)/python -m pytest -v -m system --numprocesses=3 --dist=loadfile tests/network

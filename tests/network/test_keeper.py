@@ -38,6 +38,7 @@ PRIMARY = "reef0"
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(keeping, "RETRY_S", 0.1)
+    monkeypatch.setattr(keeping, "RETRY_EACH_S", 2.0)
     monkeypatch.setattr("appliance.network.transaction.ACTIVATION_S", 3.0)
     with real_nm(cables=2) as found:
         yield found
