@@ -290,7 +290,7 @@ class Keeper:
                 log.warning("network: changed behind our back, repairing: %s", line)
         if steps:
             try:
-                applied = await self._run(steps, strict=False)
+                applied = await self._run(self._change(steps, strict=False))
                 self._roles |= {each.profile.role for each in steps if isinstance(each, Make)}
                 self._failed |= dict.fromkeys(applied.later, time.monotonic())
                 self._tell(later={**self.troubles.later, **applied.later})
@@ -448,13 +448,14 @@ class Keeper:
     async def _carry_out(self, text: str, *, strict: bool, by: str, why: str, write: bool = False) -> str:
         meant = await self._meant(text)
         self._prepare(text)
-        applied = await self._run(meant.steps, strict=strict, digest=digest(text))
+        applied = await self._run(self._change(meant.steps, strict=strict, digest=digest(text)))
         return self._done(meant, applied, by=by, why=why, write=write)
 
-    async def _run(
+    def _change(
         self, steps: tuple[Step, ...], *, strict: bool, digest: str = "", confirm_s: float = 0.0
-    ) -> Applied:
-        transaction = self._transaction = Transaction(
+    ) -> Transaction:
+        """The one that is under way from now on, for `_run`."""
+        self._transaction = Transaction(
             self._there(),
             self._firewall,
             self._record,
@@ -463,10 +464,13 @@ class Keeper:
             confirm_s=confirm_s,
             digest=digest,
         )
+        return self._transaction
+
+    async def _run(self, change: Transaction) -> Applied:
         try:
-            return await transaction.run()
+            return await change.run()
         finally:
-            if self._transaction is transaction:
+            if self._transaction is change:
                 self._transaction = None
             self._stirred.set()
 
@@ -481,9 +485,11 @@ class Keeper:
             # Who is killed meanwhile finds the file as it is now, and must not take it for good.
             self._reject(text)
 
+        change = self._change(meant.steps, strict=True, digest=digest(text), confirm_s=confirm_s)
+
         async def work() -> str:
             try:
-                applied = await self._run(meant.steps, strict=True, digest=digest(text), confirm_s=confirm_s)
+                applied = await self._run(change)
                 return self._done(meant, applied, by=by, why=why, write=write)
             except Unfinished:
                 raise
@@ -496,11 +502,7 @@ class Keeper:
                 self._waiting = None
 
         task = asyncio.create_task(work(), name="network change")
-        await asyncio.sleep(0)  # it makes its transaction
-        if task.done():
-            return task.result()
-        assert self._transaction is not None
-        waits = asyncio.create_task(self._transaction.waiting.wait())
+        waits = asyncio.create_task(change.waiting.wait())
         try:
             await asyncio.wait((task, waits), return_when=asyncio.FIRST_COMPLETED)
         finally:

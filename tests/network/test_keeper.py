@@ -210,7 +210,7 @@ async def test_who_comes_second_waits_for_the_confirmation(kept: Kept) -> None:
     async with kept.running():
         await kept.apply(ONE)
         first = asyncio.create_task(kept.apply(OTHER, confirm_s=60))
-        await asyncio.sleep(0)
+        await wait_until("it has its turn", kept.keeper._turn.locked)
         with pytest.raises(Busy):
             await kept.apply(OTHER)
         assert "it goes back in" in await first

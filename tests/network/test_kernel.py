@@ -25,9 +25,10 @@ def test_limits() -> None:
 
 @given(st.binary(max_size=200))
 def test_whatever_it_says(data: bytes) -> None:
-    for _, body in kernel._messages(data):
-        kernel._limit(body)
-    kernel._limit(data)
+    bodies = [body for _, body in kernel._messages(data)]
+    assert sum(map(len, bodies)) <= len(data)
+    for each in (*bodies, data):
+        assert all(name and limit > 0 for name, limit in kernel._limit(each).items())
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
